@@ -1,0 +1,79 @@
+"""The hash of leaves, scalars and trees: what makes two states the same.
+
+Everything is BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs), 256 bits, written as 64 hexadecimal digits. Each kind
+of value has a domain tag of its own, so that no leaf collides with a tree. The definition is frozen: vectors are in
+``tests/core/test_hash.py`` and a change of it is a new version of the format.
+
+* leaf: ``tag, dtype, shape`` as JSON, a zero byte, then the elements in row-major order, little-endian
+* scalars: ``tag``, then the canonical JSON of their typed encoding (see `_plain`)
+* tree: ``tag``, then the canonical JSON of ``{key path: digest of the child}``
+
+Device, strides, process and Python's own hash seed do not enter. Bits decide: ``0.0`` and ``-0.0`` differ, and so do two
+nans with other payloads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+__all__ = ["canonical_json", "dtype_name", "leaf_bytes", "leaf_hash", "scalar_hash", "short", "tree_hash"]
+
+_LEAF, _SCALAR, _TREE = "purestate/leaf/1", "purestate/scalar/1", "purestate/tree/1"
+_THREADED_ABOVE = 4 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one JSON text of a plain value: sorted keys, no spaces, ASCII. inf and nan are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``'float32'`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def leaf_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the elements of a dense tensor in row-major order as bytes, without a copy where it is contiguous on CPU."""
+    flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def leaf_hash(tensor: torch.Tensor) -> str:
+    """Return the digest of one dense tensor.
+
+    Args:
+        tensor: Any shape, dtype, device and strides. Not modified.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> leaf_hash(torch.zeros(2)) == leaf_hash(torch.zeros(4)[::2])
+        True
+        >>> leaf_hash(torch.zeros(2)) == leaf_hash(-torch.zeros(2))
+        False
+    """
+    header = f'["{_LEAF}","{dtype_name(tensor.dtype)}",{json.dumps(list(tensor.shape), separators=(",", ":"))}]\0'
+    data = leaf_bytes(tensor)
+    hasher = blake3(header.encode("ascii"), max_threads=blake3.AUTO if len(data) > _THREADED_ABOVE else 1)
+    return hasher.update(data).hexdigest()
+
+
+def scalar_hash(value: Any) -> str:
+    """Return the digest of a plain value in its typed encoding (see `_plain.encode`)."""
+    return blake3(_SCALAR.encode() + b"\0" + canonical_json(value)).hexdigest()
+
+
+def tree_hash(children: Mapping[str, str]) -> str:
+    """Return the digest of a tree from the digests of its children, by key path."""
+    return blake3(_TREE.encode() + b"\0" + canonical_json(dict(children))).hexdigest()
+
+
+def short(digest: str) -> str:
+    """Return how a digest is shown to people: ``'b3:9f2c4e1a'``."""
+    return f"b3:{digest[:8]}"
