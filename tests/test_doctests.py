@@ -21,6 +21,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@pytest.mark.moves_generators  # examples build modules as users do: nn.Linear(3, 2)
 @pytest.mark.parametrize("name", [module_name(path) for path in FILES])
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an example may write "ckpts/digits"
