@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from purestate.core._plain import encode, join
-from purestate.errors import StateError, TreeMismatchError, UnsupportedError
+from purestate.errors import TreeMismatchError
 
 __all__ = ["Component", "Json", "Survey", "escape", "write"]
 
@@ -91,7 +91,10 @@ class Survey:
         """Enter an object's attributes."""
         self._seen.add(id(thing))
         self.objects[place] = thing
-        self.values[place] = {name: self.value(v, f"{place}.{name}") for name, v in sorted(vars(thing).items()) if name not in skip}
+        attributes = vars(thing)
+        self.values[place] = {
+            name: self.value(attributes[name], f"{place}.{name}") for name in sorted(attributes.keys() - set(skip))
+        }
 
     def value(self, value: Any, place: str) -> Json:
         """Return a value as JSON; enter the tensors, references and objects in it."""
@@ -114,7 +117,8 @@ class Survey:
         if kind is deque:
             return {"~": "deque", "v": [[self.value(item, f"{place}[{i}]") for i, item in enumerate(value)], value.maxlen]}
         if kind is np.ndarray and value.dtype != object:
-            return {"~": "ndarray", "v": self._leaf(value, torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape), place)}
+            tensor = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+            return {"~": "ndarray", "v": self._leaf(value, tensor, place)}
         return self._other(value, place)
 
     def _other(self, value: Any, place: str) -> Json:

@@ -56,8 +56,9 @@ class Factory:
     @property
     def name(self) -> str:
         """What is called to build: ``'torch.optim.adam.Adam'``, or the function's qualified name."""
-        made_by = self.cls or self.fn
-        return f"{made_by.__module__}.{made_by.__qualname__}" if hasattr(made_by, "__qualname__") else type(made_by).__qualname__
+        made_by: Any = self.cls or self.fn
+        named = made_by if hasattr(made_by, "__qualname__") else type(made_by)
+        return f"{named.__module__}.{named.__qualname__}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Factory) and (self.kind, self.digest) == (other.kind, other.digest)
@@ -65,9 +66,8 @@ class Factory:
     def __hash__(self) -> int:
         return hash((self.kind, self.digest))
 
-    @classmethod
+    @staticmethod
     def make(
-        cls_,  # noqa: N804  the class of the component is the argument that people name
         kind: str,
         cls: type | None = None,
         args: Mapping[str, Any] | None = None,
@@ -102,13 +102,13 @@ class Factory:
             raise SetupError(f"{kind} needs either {kind}_cls or {kind}_fn; {given}.", argument=f"{kind}_cls")
         if fn is not None:
             _check_function(kind, fn, args)
-            return cls_(kind, None, MappingProxyType({}), fn, {"function": describe(fn)})
+            return Factory(kind, None, MappingProxyType({}), fn, {"function": describe(fn)})
         _check_class(kind, cls)
         assert cls is not None
         bound = _bind(kind, cls, dict(args or {}))
         kept = {name: _snapshot(kind, name, value) for name, value in bound.items()}
         description = {"class": describe(cls), "args": {name: _describe(kept[name], describe) for name in sorted(kept)}}
-        return cls_(kind, cls, MappingProxyType(kept), None, description)
+        return Factory(kind, cls, MappingProxyType(kept), None, description)
 
     def build(self, *positional: Any) -> Any:
         """Build the component on ``positional``: the parameters, the optimizer, or nothing.
@@ -175,21 +175,28 @@ def _check_function(kind: str, fn: Any, args: Mapping[str, Any] | None) -> None:
 
 
 def _check_class(kind: str, cls: Any) -> None:
+    argument = f"{kind}_cls"
     if not isinstance(cls, type):
-        built = isinstance(cls, torch.optim.Optimizer | nn.Module) or hasattr(cls, "step")
+        name = type(cls).__qualname__
+        if not isinstance(cls, torch.optim.Optimizer | nn.Module) and not hasattr(cls, "step"):
+            raise SetupError(f"{argument} must be a class, not {cls!r}.", fix=f"Give a function as {kind}_fn.", argument=argument)
         raise SetupError(
-            f"{kind}_cls must be a class, not {'an instance of ' + type(cls).__qualname__ if built else repr(cls)}.",
-            cause="The library builds the component itself, on parameters of its own." if built else None,
-            fix=f"Give {kind}_cls={type(cls).__qualname__} and its arguments as {kind}_args." if built else f"Give a function as {kind}_fn.",
-            argument=f"{kind}_cls",
+            f"{argument} must be a class, not an instance of {name}.",
+            cause="The library builds the component itself, on parameters of its own.",
+            fix=f"Give {argument}={name}, and its arguments as {kind}_args.",
+            argument=argument,
         )
     is_optimizer = issubclass(cls, torch.optim.Optimizer)
-    if kind == "optimizer" and not is_optimizer:
-        raise SetupError(f"optimizer_cls must be a subclass of torch.optim.Optimizer, not {cls.__qualname__}.", argument="optimizer_cls")
     if kind == "optimizer":
+        if not is_optimizer:
+            raise SetupError(
+                f"{argument} must be a subclass of torch.optim.Optimizer, not {cls.__qualname__}.", argument=argument
+            )
         refuse_closure(cls)
     if kind.endswith("scheduler") and (is_optimizer or not callable(getattr(cls, "step", None))):
-        raise SetupError(f"{kind}_cls must be a class of schedulers, with a method step, not {cls.__qualname__}.", argument=f"{kind}_cls")
+        raise SetupError(
+            f"{argument} must be a class of schedulers, with a method step, not {cls.__qualname__}.", argument=argument
+        )
 
 
 def _bind(kind: str, cls: type, args: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +205,8 @@ def _bind(kind: str, cls: type, args: dict[str, Any]) -> dict[str, Any]:
     own = parameters
     if _GIVEN[kind] is not None:
         if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
-            raise SetupError(f"{kind} {cls.__qualname__} does not take {_GIVEN[kind]} as its first argument.", argument=f"{kind}_cls")
+            problem = f"{kind} {cls.__qualname__} does not take {_GIVEN[kind]} as its first argument."
+            raise SetupError(problem, argument=f"{kind}_cls")
         own = parameters if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL else parameters[1:]
         if parameters[0].name in args and own is not parameters:
             raise SetupError(

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from purestate.core._component import Component, Json, Sources, Survey, escape, own, write
 from purestate.core._factory import Factory, refuse_closure
 from purestate.core._plain import join
-from purestate.errors import SetupError, TreeMismatchError, UnsupportedError
+from purestate.errors import SetupError, TreeMismatchError
 
 __all__ = [
     "build_optimizer",
@@ -73,13 +73,7 @@ class OptimizerSurvey(Survey):
             return super().object(thing, place, skip)
         unmoved = isinstance(thing.defaults, _Defaults) and thing.defaults == thing.defaults.built
         super().object(thing, place, HOUSEKEEPING | {"defaults"} if unmoved else HOUSEKEEPING)
-        self.values[place]["param_groups"] = [
-            {
-                key: [self._name(p, place) for p in group[key]] if key == "params" else self.value(group[key], f"{place}.param_groups[{i}][{key!r}]")
-                for key in sorted(group)
-            }
-            for i, group in enumerate(thing.param_groups)
-        ]
+        groups = [self._group(group, f"{place}.param_groups[{i}]") for i, group in enumerate(thing.param_groups)]
         prefix = "state" if place == ROOT else f"{escape(place)}/state"
         by_param, by_key = {}, {}
         for key, slots in thing.state.items():
@@ -88,8 +82,12 @@ class OptimizerSurvey(Survey):
             else:
                 name = self._name(key, place)
                 by_param[name] = self._slots(slots, f"{prefix}/{escape(name)}")
-        self.values[place] |= {"state": by_param, "named_state": by_key} if by_key else {"state": by_param}
+        self.values[place] |= {"param_groups": groups, "state": by_param, **({"named_state": by_key} if by_key else {})}
         return None
+
+    def _group(self, group: dict[str, Any], place: str) -> dict[str, Json]:
+        options = {key: self.value(group[key], f"{place}[{key!r}]") for key in sorted(group.keys() - {"params"})}
+        return {**options, "params": [self._name(param, place) for param in group["params"]]}
 
     def _slots(self, slots: Any, prefix: str) -> Json:
         if type(slots) is dict and all(type(slot) is str for slot in slots) and "~" not in slots:
@@ -205,10 +203,10 @@ def _check_names(place: str, kept: Mapping[str, Json], built: Mapping[str, Json]
     gone = kept["state"].keys() - params.keys()
     if expected == actual and not gone:
         return
-    all_kept, all_built = set().union(*expected), set().union(*actual)
+    differ = set().union(*expected) ^ set().union(*actual) | gone
+    groups = [f"{sum(map(len, names))} parameters in {len(names)} groups" for names in (expected, actual)]
     raise TreeMismatchError(
-        f"{place} was kept with {len(all_kept)} parameters in {len(expected)} groups, and is built on {len(all_built)} in {len(actual)}; "
-        f"they differ in {sorted((all_kept ^ all_built) | gone) or 'their groups'}.",
+        f"{place} was kept with {groups[0]} and is built on {groups[1]}; they differ in {sorted(differ) or 'their groups'}.",
         cause="Parameters were frozen, unfrozen or renamed, or the optimizer's function groups them in another way.",
         fix="Set the optimizer up again: ps.setup(state, optimizer_cls=..., optimizer_args=...).",
         path=place,
@@ -252,10 +250,10 @@ def merge_moments(moments: Component, options: Component) -> Component:
 
     This is what `train` returns under ``load_best``: moments of the best epoch, learning rates of the last.
     """
-    objects = {
-        place: {**values, "param_groups": options.skeleton["objects"][place]["param_groups"]} if "param_groups" in values else values
-        for place, values in moments.skeleton["objects"].items()
-    }
+    objects = dict(moments.skeleton["objects"])
+    for place, values in options.skeleton["objects"].items():
+        if "param_groups" in values:
+            objects[place] = {**objects[place], "param_groups": values["param_groups"]}
     used = set(_leaf_names(objects))
     in_groups = set(_leaf_names([values.get("param_groups") for values in objects.values()]))
     leaves = {path: leaf for path, leaf in {**moments.leaves, **options.leaves}.items() if path in used}
