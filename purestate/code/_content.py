@@ -1,0 +1,262 @@
+"""The content of values: numbers, texts, containers, tensors, and objects by their class and attributes.
+
+`content` is called by the walk for what is no function, class or module. A kind of object is added here as one row of
+`_KINDS`: how its content is read without its address, its default ``repr`` or a pickle.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import datetime
+import decimal
+import logging
+import operator
+import random
+import re
+import types
+import typing
+import uuid
+import weakref
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch.utils.hooks import RemovableHandle
+
+from purestate.core._hash import canonical_json, dtype_name, leaf_hash
+from purestate.core._plain import encode
+
+if TYPE_CHECKING:
+    from purestate.code._walk import Walker
+
+__all__ = ["DECLARES", "content", "tensor_content"]
+
+Json = Any
+DECLARES = "__purestate_fingerprint__"
+"""The method with which a class says itself what its objects are: it returns any plain value."""
+
+
+def content(walker: Walker, obj: Any) -> Json:
+    """Return the description of a value as JSON, its members through ``walker.inner``.
+
+    Raises:
+        FingerprintError: It has no content that could be read.
+    """
+    kind = type(obj)
+    write = _EXACT.get(kind)
+    if write is not None:
+        return write(walker, obj)
+    for base, write in _KINDS:
+        if isinstance(obj, base):
+            return write(walker, obj)
+    return _instance(walker, obj)
+
+
+def tensor_content(walker: Walker, tensor: torch.Tensor) -> Json:
+    """Return dtype and shape of a tensor, and the digest of its elements where it has any at hand.
+
+    The digest is left out for tensors on the meta device, and for those with a ``grad_fn``: they were computed from
+    parameters, whose values are in the input state.
+    """
+    text = f"{dtype_name(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
+    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        return {"tensor": f"{dtype_name(tensor.dtype)} uninitialized"}
+    if tensor.is_meta or tensor.grad_fn is not None:
+        return {"tensor": text}
+    if tensor.layout is torch.sparse_coo:
+        sparse = tensor.detach().coalesce()
+        parts = (sparse.indices(), sparse.values())
+    elif tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested:
+        parts = (tensor,)
+    else:
+        raise walker.refuse(tensor)
+    return {"tensor": " ".join([text, *(f"b3:{leaf_hash(part)[:32]}" for part in parts)])}
+
+
+def _tensor(walker: Walker, tensor: torch.Tensor) -> Json:
+    description = tensor_content(walker, tensor)
+    kind = type(tensor)
+    if kind in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return description
+    return {**description, "class": walker.class_name(kind), "vars": _attributes(walker, tensor)}
+
+
+def _ndarray(walker: Walker, value: np.ndarray) -> Json:
+    if value.dtype.hasobject:
+        return {"array": list(value.shape), "items": [walker.inner(i, item) for i, item in enumerate(value.ravel().tolist())]}
+    data = np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.size else b""
+    text = f"{value.dtype.str if value.dtype.names is None else value.dtype.descr}{list(value.shape)}"
+    return {"array": f"{text} b3:{blake3(data).hexdigest()[:32]}"}
+
+
+def _mapping(walker: Walker, value: Mapping[Any, Any]) -> Json:
+    if all(type(key) is str for key in value):
+        return {"dict": {key: walker.inner(key, value[key]) for key in sorted(value)}}
+    pairs = [[_standalone(walker, key), walker.inner(repr(key) if isinstance(key, int | float) else "item", item)] for key, item in value.items()]
+    return {"pairs": sorted(pairs, key=lambda pair: canonical_json(pair[0]))}
+
+
+def _ordered(walker: Walker, value: Mapping[Any, Any]) -> Json:
+    return {"ordered": [[walker.inner("key", key), walker.inner(key, item)] for key, item in value.items()]}
+
+
+def _set(walker: Walker, value: set[Any]) -> Json:
+    return {type(value).__name__: sorted((_standalone(walker, item) for item in value), key=canonical_json)}
+
+
+def _standalone(walker: Walker, obj: Any) -> Json:
+    """Describe an element of something unordered on its own: the walk must not come to it in the order of addresses."""
+    if type(obj) in (str, int, bool):
+        return obj
+    alone = type(walker)(f"{walker.path}.item")
+    described = alone.describe(obj)
+    walker.packages.update(alone.packages)
+    return {"item": described, "parts": alone.parts} if alone.parts else described
+
+
+def _sequence(walker: Walker, value: Any) -> Json:
+    return {type(value).__name__: [walker.inner(i, item) for i, item in enumerate(value)]}
+
+
+def _deque(walker: Walker, value: deque[Any]) -> Json:
+    return {"deque": [walker.inner(i, item) for i, item in enumerate(value)], "maxlen": value.maxlen}
+
+
+def _defaultdict(walker: Walker, value: defaultdict[Any, Any]) -> Json:
+    return {**_mapping(walker, value), "default": walker.inner("default_factory", value.default_factory)}
+
+
+def _plain(walker: Walker, value: Any) -> Json:
+    return encode(value, walker.path)
+
+
+def _as(name: str, read: Callable[[Any], Any]) -> Callable[[Walker, Any], Json]:
+    """Return how to describe a kind that is wholly told by one value."""
+    return lambda walker, obj: {name: walker.inner(name, read(obj))}
+
+
+def _enum(walker: Walker, member: Enum) -> Json:
+    return {"enum": walker.class_name(type(member)), "name": member.name, "value": walker.inner("value", member.value)}
+
+
+def _reduced(walker: Walker, obj: Any) -> Json:
+    """Describe an object of the standard library whose ``__reduce__`` is documented to hold its arguments."""
+    return {"class": walker.class_name(type(obj)), "args": walker.inner("args", list(obj.__reduce__()[1]))}
+
+
+def _generic(walker: Walker, alias: Any) -> Json:
+    return {"type": [walker.inner("origin", typing.get_origin(alias)), walker.inner("args", list(typing.get_args(alias)))]}
+
+
+def _network(walker: Walker, module: torch.nn.Module) -> Json:
+    from purestate.code._module import network_content  # it walks with a Walker, so it cannot be imported above
+
+    return network_content(walker, module)
+
+
+def _instance(walker: Walker, obj: Any) -> Json:
+    """Describe an object of a Python class: its class, its attributes, and what a builtin base of it holds."""
+    cls = type(obj)
+    if cls.__module__.startswith("torch._ops"):
+        return {"operator": str(obj)}
+    if cls.__module__.startswith("PIL.") and hasattr(obj, "tobytes"):
+        return {"image": [obj.mode, list(obj.size), blake3(obj.tobytes()).hexdigest()[:32]]}
+    base = next(base for base in cls.__mro__ if not base.__flags__ & 1 << 9)  # the first that is not made at run time
+    held: Json = None
+    if base is not object:
+        write = _HELD.get(base)
+        if write is None:
+            raise walker.refuse(obj)
+        held = write[1](walker, write[0](obj))
+    elif any(_holds_c_content(part) for part in cls.__mro__):
+        raise walker.refuse(obj)
+    return {"object": walker.class_name(cls), "vars": _attributes(walker, obj), **({} if held is None else {"content": held})}
+
+
+def _attributes(walker: Walker, obj: Any) -> Json:
+    found: dict[str, Any] = dict(getattr(obj, "__dict__", {}))
+    for cls in type(obj).__mro__:
+        for key, slot in vars(cls).items():
+            if isinstance(slot, types.MemberDescriptorType) and key not in ("__dict__", "__weakref__") and hasattr(obj, key):
+                found.setdefault(key, getattr(obj, key))
+    return {key: walker.inner(key, found[key]) for key in sorted(found)}
+
+
+def _holds_c_content(cls: type[Any]) -> bool:
+    """Tell whether objects of a class are larger than its slots explain: a C extension keeps something in them."""
+    base = cls.__base__
+    if base is None:
+        return False
+    words = sum(isinstance(value, types.MemberDescriptorType) for value in vars(cls).values())
+    words += ("__dict__" in vars(cls)) + ("__weakref__" in vars(cls))
+    return cls.__basicsize__ - base.__basicsize__ > words * ctypes.sizeof(ctypes.c_void_p)
+
+
+_EXACT: dict[type[Any], Callable[[Walker, Any], Json]] = {
+    float: _plain,
+    complex: _plain,
+    bytes: _plain,
+    range: _plain,
+    slice: _as("slice", lambda value: [value.start, value.stop, value.step]),
+    list: _sequence,
+    tuple: _sequence,
+    dict: _mapping,
+    set: _set,
+    frozenset: _set,
+    deque: _deque,
+    Counter: lambda walker, value: {"Counter": _mapping(walker, value)},
+    OrderedDict: _ordered,
+    defaultdict: _defaultdict,
+    torch.Size: _plain,
+    bytearray: _as("bytearray", bytes),
+    type(Ellipsis): lambda walker, value: {"constant": "Ellipsis"},
+    type(NotImplemented): lambda walker, value: {"constant": "NotImplemented"},
+}
+_HELD: dict[type[Any], tuple[Callable[[Any], Any], Callable[[Walker, Any], Json]]] = {
+    **{kind: (kind, lambda walker, value: value) for kind in (int, str)},
+    **{kind: (kind, _plain) for kind in (float, complex, bytes)},
+    **{kind: (kind, write) for kind, write in ((list, _sequence), (tuple, _sequence), (set, _set), (frozenset, _set), (dict, _mapping))},
+    deque: (lambda value: deque(value, value.maxlen), _deque),
+    OrderedDict: (OrderedDict, _ordered),
+    defaultdict: (lambda value: value, _defaultdict),
+}
+_KINDS: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
+    (torch.Tensor, _tensor),
+    (torch.nn.Module, _network),
+    (Enum, _enum),
+    (np.generic, lambda walker, value: {"array": _ndarray(walker, np.asarray(value))["array"]}),
+    (np.ndarray, _ndarray),
+    (torch.dtype | torch.device, _plain),
+    (torch.layout | torch.memory_format, _as("torch", str)),
+    (torch.Generator, lambda walker, value: {"generator": walker.inner("state", value.get_state()), "device": str(value.device)}),
+    (np.dtype, _as("dtype", lambda value: repr(value.descr) if value.names else value.str)),
+    (np.ufunc, _as("ufunc", lambda value: value.__name__)),
+    (np.random.Generator, _as("generator", lambda value: value.bit_generator.state)),
+    (np.random.BitGenerator | np.random.RandomState, _as("generator", lambda value: _legacy_state(value))),
+    (random.Random, _as("generator", lambda value: value.getstate())),
+    (PurePath, _as("path", lambda value: value.as_posix())),
+    (re.Pattern, _as("pattern", lambda value: [value.pattern, value.flags])),
+    (logging.Logger, _as("logger", lambda value: value.name)),
+    (RemovableHandle, lambda walker, value: {"handle": None}),
+    (weakref.ref, _as("weak", lambda value: value())),
+    (types.MappingProxyType, _as("mapping", lambda value: dict(value))),
+    (types.GenericAlias | types.UnionType | type(typing.Optional[int]) | type(typing.List[int]), _generic),  # noqa: UP006, UP045
+    (typing.TypeVar, _as("type variable", lambda value: value.__name__)),
+    (array.array, _as("array", lambda value: [value.typecode, value.tobytes()])),
+    (memoryview, _as("memory", lambda value: [value.format, list(value.shape or ()), value.tobytes()])),
+    (datetime.date | datetime.time | datetime.timedelta | datetime.timezone, _reduced),
+    (decimal.Decimal | operator.itemgetter | operator.attrgetter, _reduced),
+    (operator.methodcaller, _reduced),
+    (uuid.UUID, _as("uuid", lambda value: value.int)),
+    (torch.finfo | torch.iinfo, _as("info", str)),
+)
+
+
+def _legacy_state(generator: Any) -> Any:
+    return generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else generator.state

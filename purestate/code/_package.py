@@ -1,0 +1,85 @@
+"""Whose code it is: the user's, which is fingerprinted line by line, or an installed package's, known by its version.
+
+Installed is what lies in a ``site-packages`` folder or in the standard library, and purestate itself. Scripts, notebooks
+and editable installs are the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["package_of_file", "package_of_module"]
+
+Package = tuple[str, str]
+"""Distribution and version, such as ``('torch', '2.13.0')``."""
+
+_PYTHON: Package = ("python", f"{sys.version_info[0]}.{sys.version_info[1]}")
+_OURS = str(Path(__file__).resolve().parents[1]) + os.sep
+_SITE = re.compile(r"^(.*[/\\](?:site|dist)-packages)[/\\]([^/\\]+)")
+_STDLIB = tuple({os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib")})
+
+
+@lru_cache(maxsize=None)
+def package_of_file(filename: str) -> Package | None:
+    """Return the installed package that a source or extension file belongs to, or None if it is the user's.
+
+    Effects:
+        Lists a ``site-packages`` folder, once.
+    """
+    if filename.startswith("<frozen "):
+        return _PYTHON
+    if os.path.realpath(filename).startswith(_OURS):
+        return ("purestate", _version("purestate") or "source")
+    site = _SITE.match(filename)
+    if site:
+        return _installed(site[1], re.split(r"[.]", site[2], maxsplit=1)[0])
+    return _PYTHON if filename.startswith(_STDLIB) else None
+
+
+@lru_cache(maxsize=4096)
+def package_of_module(name: str) -> Package | None:
+    """Return the installed package that a module belongs to, or None if it is the user's. See `package_of_file`."""
+    top = name.partition(".")[0]
+    if top == "__main__":
+        return None
+    if top in sys.stdlib_module_names:
+        return _PYTHON
+    while name:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file:
+            return package_of_file(file)
+        name = name.rpartition(".")[0]
+    return None
+
+
+def _installed(folder: str, top: str) -> Package | None:
+    found = _distributions(folder).get(_normal(top))
+    if found:
+        return found
+    version = getattr(sys.modules.get(top), "__version__", None)
+    if isinstance(version, str):
+        return (top, version)
+    from importlib.metadata import packages_distributions, version as version_of  # 40 ms, and only for the odd package
+
+    names = sorted(set(packages_distributions().get(top, ())))
+    return ("+".join(names), "+".join(map(version_of, names))) if names else None
+
+
+@lru_cache(maxsize=None)
+def _distributions(folder: str) -> dict[str, Package]:
+    """Read names and versions off the names of the ``*.dist-info`` folders: opening them costs milliseconds."""
+    entries = (entry.removesuffix(".dist-info").partition("-") for entry in os.listdir(folder) if entry.endswith(".dist-info"))
+    return {_normal(name): (name, version) for name, _, version in entries}
+
+
+def _version(name: str) -> str | None:
+    return getattr(sys.modules.get(name), "__version__", None)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

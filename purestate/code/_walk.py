@@ -1,0 +1,408 @@
+"""The walk over everything that a callable or an object reaches: functions and classes here, values in `_content`.
+
+A `Walker` describes an object as JSON. User functions and classes are described once each, under their qualified name, in
+`Walker.parts`, and appear elsewhere as ``{"code": name}``: so cycles end, and a change is reported where it was made.
+Installed code appears by name, and its package in `Walker.packages`. Nothing is ever described by its address, its
+default ``repr`` or a pickle: what has no content to look at is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, cast
+
+from purestate.code._content import DECLARES, content
+from purestate.code._package import Package, package_of_file, package_of_module
+from purestate.code._source import Reference, code_digest, file_digest, file_imports, references
+from purestate.core._hash import canonical_json, scalar_hash
+from purestate.errors import FingerprintError
+
+__all__ = ["Json", "Walker", "shortened"]
+
+Json = Any
+_SCALARS = frozenset({bool, int, str, type(None)})
+_C_CALLABLES = (
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.MethodWrapperType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+)
+_STORAGE = (types.GetSetDescriptorType, types.MemberDescriptorType)
+_CLASS_MACHINERY = frozenset(
+    "__module__ __doc__ __dict__ __weakref__ __qualname__ __annotations__ __annotate__ __annotate_func__ __annotations_cache__ "
+    "__firstlineno__ __static_attributes__ __slots__ __match_args__ __abstractmethods__ __parameters__ __orig_bases__ "
+    "__classcell__ __type_params__ __dataclass_fields__ __dataclass_params__ __jit_unused_properties__ __subclasshook__ "
+    "_abc_impl _backward_cls __conditional_annotations__".split()
+)
+_BY_NAME = frozenset({"code", "class", "function", "module", "builtin", "installed"})
+_LONG = 120
+
+
+@dataclass(frozen=True, slots=True)
+class _Installed:
+    """Something that code reads off an installed module: known by its name."""
+
+    name: str
+
+
+def shortened(description: Json) -> Json:
+    """Return a description as it is if it is short, and else by its digest."""
+    if type(description) in _SCALARS and not (isinstance(description, str) and len(description) > _LONG):
+        return description
+    text = canonical_json(description)
+    return description if len(text) <= _LONG else {"digest": scalar_hash(description)[:32]}
+
+
+class Walker:
+    """One walk. Everything described by the same walker shares `parts` and `packages`.
+
+    Args:
+        where: What is described, as errors name it.
+    """
+
+    def __init__(self, where: str = "") -> None:
+        self.parts: dict[str, Json] = {}
+        self.packages: dict[str, str] = {}
+        self.known: dict[int, Json] = {}
+        """Objects with a description given beforehand, by identity: the submodules and parameters of a module."""
+        self._path: list[str] = [where] if where else []
+        self._names: dict[int, str] = {}
+        self._taken: dict[str, int] = {}
+        self._open: dict[int, int] = {}
+        self._globals: dict[tuple[int, str], Json] = {}
+        self._alive: list[object] = []
+
+    @property
+    def path(self) -> str:
+        """Where the walk is, as errors name it."""
+        return ".".join(self._path) or "the value"
+
+    def refuse(self, obj: object) -> FingerprintError:
+        """Return the error for something without content."""
+        kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
+        return FingerprintError(
+            f"{self.path} is a {kind}, which has no content that could be fingerprinted.",
+            cause="It can change the answer, but nothing tells whether it is the same as before.",
+            fix=f"Give the class that holds it a method {DECLARES}(self) that returns plain values, or keep it out of what is passed.",
+            path=self.path,
+        )
+
+    def inner(self, key: object, obj: object) -> Json:
+        """Return the short description of a member; ``key`` is what errors call it."""
+        if type(obj) in _SCALARS:
+            return obj if not (isinstance(obj, str) and len(obj) > _LONG) else shortened(obj)
+        self._path.append(str(key))
+        description = shortened(self.describe(obj))
+        self._path.pop()
+        return description
+
+    def describe(self, obj: Any) -> Json:
+        """Return the description of any object as JSON.
+
+        Raises:
+            FingerprintError: Something in it has no content.
+        """
+        if type(obj) in _SCALARS:
+            return obj
+        if id(obj) in self.known:
+            return self.known[id(obj)]
+        if id(obj) in self._open:
+            return {"outer": self._open[id(obj)]}
+        if isinstance(obj, type):
+            return self._class(cast("type[Any]", obj))
+        declared = self._declared(obj)
+        if declared is not None:
+            return declared[0]
+        with self._inside(obj):
+            for kind, write in _CALLABLES:
+                if isinstance(obj, kind):
+                    return write(self, obj)
+            return content(self, obj)
+
+    def class_name(self, cls: type[Any]) -> str:
+        """Return how descriptions name a class: with its module if installed, by its part if the user's."""
+        description = self._class(cls)
+        return description.get("code") or description["class"]
+
+    @contextmanager
+    def _inside(self, obj: object) -> Iterator[None]:
+        self._alive.append(obj)  # an object that ended while the walk goes on would give its identity to another
+        self._open[id(obj)] = len(self._open)
+        try:
+            yield
+        finally:
+            del self._open[id(obj)]
+
+    def _declared(self, obj: Any) -> tuple[Json] | None:
+        if getattr(type(obj), DECLARES, None) is not None or DECLARES in getattr(obj, "__dict__", ()):
+            kind = type(obj)
+            name = getattr(obj, "__qualname__", kind.__qualname__)
+            return ({"declared": name.replace(".<locals>", ""), "value": self.inner(DECLARES, getattr(obj, DECLARES)())},)
+        return None
+
+    def _name(self, obj: object, name: str) -> tuple[str, bool]:
+        """Return the name of a part, and whether it is new: the second of a name is ``name#2``."""
+        known = self._names.get(id(obj))
+        if known is not None:
+            return known, False
+        name = name.replace(".<locals>", "")
+        self._taken[name] = count = self._taken.get(name, 0) + 1
+        self._names[id(obj)] = name = name if count == 1 else f"{name}#{count}"
+        self._alive.append(obj)
+        self.parts[name] = ""  # takes its place, so that parts are listed in the order in which they are reached
+        return name, True
+
+    def _installed(self, package: Package) -> None:
+        self.packages[package[0]] = package[1]
+
+    # functions
+
+    def _function(self, fn: FunctionType) -> Json:
+        filename = fn.__code__.co_filename
+        package = package_of_file(filename) if filename[:1] != "<" or filename.startswith("<frozen ") else None
+        if package is None and filename[:1] == "<":  # made by exec: it is whose namespace it runs in
+            package = package_of_module(str(fn.__globals__.get("__name__", "")))
+        if package is not None:
+            self._installed(package)
+            return {"function": f"{fn.__module__}.{fn.__qualname__}", **self._caught(fn)}
+        name, new = self._name(fn, fn.__qualname__)
+        if new:
+            self.parts[name] = scalar_hash(self._function_content(fn, name))[:32]
+        return {"code": name}
+
+    def _function_content(self, fn: FunctionType, name: str) -> Json:
+        code = fn.__code__
+        names, free, imports = references(code)
+        cells = _cells(fn)
+        return {
+            "code": code_digest(code, fn.__globals__),
+            "closure": {key: self._bound(f"{name}[{key}]", key, value) for key, value in self._reached(free, cells)},
+            "defaults": [self.inner("default", value) for value in fn.__defaults__ or ()],
+            "keywords": {key: self.inner(key, value) for key, value in sorted((fn.__kwdefaults__ or {}).items())},
+            "attributes": {key: self.inner(key, value) for key, value in sorted(vars(fn).items())},
+            "globals": {key: self._global(fn, key, value) for key, value in self._reached(names, fn.__globals__)},
+            "imports": {key: self._import(key, fn.__globals__) for key in sorted(imports)},
+        }
+
+    def _caught(self, fn: FunctionType) -> dict[str, Json]:
+        """Describe what a wrapper of an installed package holds: the user's function is in there."""
+        if "_torchdynamo_orig_callable" in fn.__dict__:
+            return {"compiles": self.inner("compiled", fn.__dict__["_torchdynamo_orig_callable"])}
+        if "registry" in fn.__dict__ and "dispatch" in fn.__dict__:  # functools.singledispatch
+            return {"registry": self.inner("registry", dict(fn.__dict__["registry"]))}
+        if fn.__closure__ is None:
+            return {}
+        return {"closure": {key: self.inner(key, value) for key, value in sorted(_cells(fn).items())}}
+
+    def _reached(self, wanted: frozenset[Reference], namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield what is read through names of a namespace; modules are entered, builtins left out."""
+        for name, chain in sorted(wanted):
+            if name not in namespace:
+                continue
+            value, dotted = namespace[name], name
+            for attribute in chain:
+                if not isinstance(value, ModuleType) or not hasattr(value, attribute):
+                    break
+                owner, value, dotted = value, getattr(value, attribute), f"{dotted}.{attribute}"
+                if package_of_module(owner.__name__) and not isinstance(value, ModuleType | FunctionType | type | int | float | str):
+                    value = _Installed(f"{owner.__name__}.{attribute}")  # such as sys.stdout or np.add
+                    self._installed_module(owner.__name__)
+            yield dotted, value
+
+    def _installed_module(self, name: str) -> bool:
+        package = package_of_module(name)
+        if package is not None:
+            self._installed(package)
+        return package is not None
+
+    def _global(self, fn: FunctionType, key: str, value: Any) -> Json:
+        variable = (id(fn.__globals__), key)
+        described = self._globals.get(variable)
+        if described is None:
+            self._globals[variable] = {"global": key}  # while it is described, it may lead back here
+            described = self._globals[variable] = self._bound(key, key, value)
+        return described
+
+    def _bound(self, part: str, key: str, value: Any) -> Json:
+        """Describe the value of a variable; a plain one becomes a part, so that a change of it can be shown."""
+        description = self.inner(key, value)
+        if isinstance(description, dict) and not _BY_NAME.isdisjoint(description):
+            return description
+        self._taken[part] = count = self._taken.get(part, 0) + 1
+        part = part if count == 1 else f"{part}#{count}"
+        self.parts[part] = description
+        return {"value": part}
+
+    # classes
+
+    def _class(self, cls: type[Any]) -> Json:
+        package = package_of_module(cls.__module__)
+        if package is not None:
+            self._installed(package)
+            if not _made_of_user_code(cls):
+                return {"class": f"{cls.__module__}.{cls.__qualname__}"}
+        name, new = self._name(cls, cls.__qualname__)
+        if new:
+            self._path.append(name)
+            self.parts[name] = scalar_hash(self._class_content(cls, name))[:32]
+            self._path.pop()
+        return {"code": name}
+
+    def _class_content(self, cls: type[Any], name: str) -> Json:
+        fields = vars(cls).get("__dataclass_fields__")
+        return {
+            "bases": [self.describe(base) for base in cls.__bases__],
+            "metaclass": self.describe(type(cls)),
+            "slots": list(_slots(cls)),
+            "fields": {key: self._field(key, field) for key, field in sorted(fields.items())} if fields else None,
+            "attributes": {key: self._attribute(name, key, value) for key, value in _attributes(cls)},
+        }
+
+    def _field(self, key: str, field: Any) -> Json:
+        options = ("default", "default_factory", "init", "repr", "hash", "compare", "kw_only")
+        return {option: self.inner(f"{key}.{option}", getattr(field, option)) for option in options}
+
+    def _attribute(self, owner: str, key: str, value: Any) -> Json:
+        if isinstance(value, classmethod | staticmethod):
+            return {type(value).__name__: self.inner(key, cast("Any", value).__func__)}
+        if isinstance(value, property):
+            return {"property": [self.inner(key, part) for part in (value.fget, value.fset, value.fdel)]}
+        if isinstance(value, FunctionType | type):
+            return self.inner(key, value)
+        return self._bound(f"{owner}.{key}", key, value)
+
+    # other callables, modules
+
+    def _method(self, method: MethodType) -> Json:
+        return {"method": self.inner("__func__", method.__func__), "self": self.inner("__self__", method.__self__)}
+
+    def _builtin(self, fn: Any) -> Json:
+        owner = getattr(fn, "__self__", None)
+        cls = getattr(fn, "__objclass__", None) or (owner if isinstance(owner, type) else type(owner))
+        module = getattr(fn, "__module__", None) or (owner.__name__ if isinstance(owner, ModuleType) else cls.__module__)
+        self._installed_module(module)
+        name = {"builtin": f"{module}.{getattr(fn, '__qualname__', None) or fn.__name__}"}
+        if owner is None or isinstance(owner, ModuleType | type) or type(owner).__module__ == "torch._C":
+            return name
+        return {**name, "self": self.inner("__self__", owner)}
+
+    def _partial(self, partial: functools.partial[Any]) -> Json:
+        return {
+            "partial": self.inner("func", partial.func),
+            "args": [self.inner(i, value) for i, value in enumerate(partial.args)],
+            "keywords": {key: self.inner(key, value) for key, value in sorted(partial.keywords.items())},
+            "class": self.class_name(type(partial)),
+        }
+
+    def _module(self, module: ModuleType) -> Json:
+        """Describe a Python module that is used as a value: nobody knows which of its names will be read."""
+        return self._import(module.__name__, {}) or {"module": module.__name__}
+
+    def _import(self, name: str, namespace: dict[str, Any]) -> Json:
+        """Describe a module that is imported when the code runs. It may not be loaded yet, so its source is what counts."""
+        package = str(namespace.get("__package__") or namespace.get("__name__", "").rpartition(".")[0])
+        if name.startswith("."):
+            name = importlib.util.resolve_name(name, package) if package else name.lstrip(".")
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names:
+            return self._installed(package_of_module(top) or ("python", ""))
+        filename = _module_file(name)
+        if filename is None or f"module {name}" in self.parts:
+            return None
+        installed = package_of_file(filename)
+        if installed is not None:
+            return self._installed(installed)
+        digest = file_digest(filename)
+        if digest is None:
+            return None
+        self.parts[f"module {name}"] = digest[:32]
+        inside = {"__package__": name if filename.endswith("__init__.py") else name.rpartition(".")[0]}
+        for other in sorted(file_imports(filename)):
+            self._import(other, inside)
+        return {"module": name}
+
+
+def _cells(fn: FunctionType) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:  # not assigned yet: a later function of the same scope
+            continue
+    return found
+
+
+def _slots(cls: type[Any]) -> list[str]:
+    slots = vars(cls).get("__slots__", ())
+    return [slots] if isinstance(slots, str) else sorted(slots)
+
+
+def _made_of_user_code(cls: type[Any]) -> bool:
+    """Tell whether a class that an installed package made at run time, such as a parametrized one, derives from a user's."""
+    return any(package_of_module(base.__module__) is None for base in cls.__mro__)
+
+
+def _attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what a class body defined, without what Python or a decorator generated from it."""
+    generated = "__dataclass_fields__" in vars(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+    enum = sys.modules.get("enum")
+    members = getattr(cls, "__members__", None) if enum and isinstance(cls, enum.EnumMeta) else None
+    for key, value in sorted(vars(cls).items()):
+        if key in _CLASS_MACHINERY or isinstance(value, _STORAGE) or type(value).__name__ == "_tuplegetter":
+            continue
+        if generated and (_is_generated(value) or key in ("_fields", "_field_defaults")):
+            continue
+        if members is not None and (key in members or (key.startswith("_") and not isinstance(value, FunctionType))):
+            continue
+        if members is not None and isinstance(value, FunctionType) and package_of_file(value.__code__.co_filename):
+            continue
+        yield key, value
+    for key, member in (members or {}).items():
+        yield f"member {key}", member.value
+
+
+def _is_generated(value: Any) -> bool:
+    value = getattr(value, "__func__", value)
+    code: CodeType | None = getattr(value, "__code__", None)
+    return code is not None and (code.co_filename[:1] == "<" or package_of_file(code.co_filename) is not None)
+
+
+def _module_file(name: str) -> str | None:
+    """Return the file of a module without importing anything."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__file__", None)
+    search: Any = None
+    at = ""
+    spec = None
+    for part in name.split("."):
+        at = f"{at}.{part}" if at else part
+        spec = importlib.machinery.PathFinder.find_spec(at, search)
+        if spec is None:
+            return None
+        search = spec.submodule_search_locations
+        if search is None and at != name:
+            return None
+    return spec.origin if spec else None
+
+
+_CALLABLES: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
+    (FunctionType, Walker._function),
+    (MethodType, Walker._method),
+    (_C_CALLABLES, Walker._builtin),
+    (_Installed, lambda walker, found: {"installed": found.name}),
+    (functools.partial, Walker._partial),
+    (ModuleType, Walker._module),
+    (functools._lru_cache_wrapper, lambda walker, fn: {"cached": walker.inner("__wrapped__", fn.__wrapped__)}),
+    (functools.cached_property, lambda walker, fn: {"cached property": walker.inner("func", fn.func)}),
+)

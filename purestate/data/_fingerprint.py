@@ -1,0 +1,328 @@
+"""What a loader delivers, by content, without iterating it.
+
+The strongest kind that a data set allows is taken, and recorded, because it decides what an audit may say:
+
+* ``declared``  it has a method ``__purestate_fingerprint__()``
+* ``content``   everything it delivers from is in memory and was hashed in full
+* ``files``     so was what is in memory; files count by name, size and time of change, without the folder they lie in
+* ``probed``    class, length and a few samples; the rest may have changed
+
+What order the key decides (generators of samplers), and what moves no sample (workers, pinned memory), does not count. Code
+and plain objects are described by the callable that is handed in, since this room knows nothing of code.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, StackDataset, Subset, TensorDataset
+
+from purestate.core._hash import canonical_json, dtype_name, leaf_hash, scalar_hash
+from purestate.errors import FingerprintError
+
+__all__ = ["DataPrint", "describe_data"]
+
+Json = Any
+_DECLARES = "__purestate_fingerprint__"
+_KINDS = ("content", "files", "declared", "probed")  # a loader is of the last kind that any part of it is
+_PROBES = 16
+_LONG = 120
+_OF_NO_EFFECT = frozenset({"generator", "data_source", "sampler", "dataset", "_generator"})
+_PATH_WORDS = ("root", "dir", "folder", "path", "file")
+
+
+@dataclass(frozen=True, slots=True)
+class DataPrint:
+    """What a loader delivers.
+
+    Args:
+        kind: ``'content'``, ``'files'``, ``'declared'`` or ``'probed'``.
+        parts: A flat dict of short values that explains the digest, such as ``{'batch_size': 32, 'dataset.tensors.0': …}``.
+    """
+
+    kind: str
+    parts: dict[str, Json]
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits over kind and parts."""
+        return scalar_hash([self.kind, self.parts])[:32]
+
+
+def describe_data(loader: object, describe: Callable[[Any], Json]) -> DataPrint:
+    """Return what a loader delivers, by content.
+
+    The loader is not iterated and no generator moves. Samples are loaded only from a data set that can be told in no other
+    way, 16 of them, under fixed seeds.
+
+    Args:
+        loader: A ``DataLoader``, a list of batches, or an object of a class of your own that delivers batches. Not modified.
+        describe: Returns the description of code (a class, a ``collate_fn``) or of a plain object as JSON, and raises
+            `FingerprintError` where there is none.
+
+    Raises:
+        FingerprintError: It can be told only by consuming it, such as a generator.
+
+    Effects:
+        Reads names, sizes and times of files that the data set names, and what 16 samples of a probed data set read.
+
+    Example:
+        >>> loader = DataLoader(TensorDataset(torch.zeros(4, 2)), batch_size=2)
+        >>> describe_data(loader, repr).parts["dataset.tensors.0"]
+        'float32[4,2] b3:a5c6b1b3f2e9b1f0'
+    """
+    survey = _Survey(describe)
+    if isinstance(loader, DataLoader):
+        survey.loader(cast("DataLoader[Any]", loader))
+    elif isinstance(loader, list | tuple) or not hasattr(loader, "__next__"):
+        survey.dataset(loader, "batches")
+    else:
+        raise _refusal("batches", loader)
+    return DataPrint(survey.kind, survey.parts)
+
+
+@dataclass(slots=True)
+class _Survey:
+    """The parts found so far, and the weakest kind among them."""
+
+    describe: Callable[[Any], Json]
+    parts: dict[str, Json] = field(default_factory=dict[str, Json])
+    kind: str = "content"
+
+    def weaken(self, kind: str) -> None:
+        self.kind = max(self.kind, kind, key=_KINDS.index)
+
+    def loader(self, loader: DataLoader[Any]) -> None:
+        if _declared(self, loader, "loader"):
+            return
+        if type(loader) is not DataLoader:
+            self.parts["loader"] = self.code(type(loader), "loader")
+        self.parts["batch_size"] = loader.batch_size
+        self.parts["drop_last"] = loader.drop_last
+        if not loader.in_order:
+            self.parts["in_order"] = False
+        self.parts["collate"] = self.code(loader.collate_fn, "collate")
+        if loader.worker_init_fn is not None:
+            self.parts["worker_init_fn"] = self.code(loader.worker_init_fn, "worker_init_fn")
+        self.dataset(loader.dataset, "dataset")
+        if isinstance(loader.dataset, IterableDataset):
+            self.parts["num_workers"] = loader.num_workers  # each worker runs a copy: how many there are decides the samples
+            return
+        if loader.batch_sampler is not None:
+            self.sampler(loader.batch_sampler, "batch_sampler")
+        self.sampler(loader.sampler, "sampler")
+
+    def sampler(self, sampler: Any, place: str) -> None:
+        """Describe a sampler by its class and attributes; its generator does not count, as the order comes from the key."""
+        if _declared(self, sampler, place):
+            return
+        self.parts[place] = self.code(type(sampler), place)
+        if isinstance(sampler, list | tuple | range):
+            self.value(list(cast("Sequence[Any]", sampler)), f"{place}.items")
+            return
+        for name, value in sorted(getattr(sampler, "__dict__", {}).items()):
+            if name in _OF_NO_EFFECT or isinstance(value, torch.Generator | Dataset):
+                continue
+            self.value(value, f"{place}.{name}")
+
+    def code(self, obj: Any, place: str) -> Json:
+        try:
+            return self.describe(obj)
+        except FingerprintError as error:
+            raise _at(error, place) from None
+
+    def value(self, value: Any, place: str) -> None:
+        """Describe an attribute in full."""
+        if isinstance(value, torch.Tensor):
+            self.parts[place] = _tensor(value, place)
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            self.parts[place] = _array(value)
+        elif isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor | np.ndarray | list | tuple | dict) for item in value):
+            self.members(enumerate(cast("Sequence[Any]", value)), type(value).__name__, place)
+        elif type(value) is dict and any(isinstance(item, torch.Tensor | np.ndarray | list | tuple | dict) for item in value.values()):
+            self.members(sorted(cast("dict[Any, Any]", value).items(), key=lambda item: repr(item[0])), "dict", place)
+        elif isinstance(value, Dataset):
+            self.dataset(cast("Any", value), place)
+        else:
+            self.parts[place] = _short(self.code(value, place))
+
+    def members(self, items: Any, kind: str, place: str) -> None:
+        """Describe a container; its members are listed while they are few, and else summed up in one digest."""
+        inner = _Survey(self.describe)
+        for key, item in items:
+            inner.value(item, f"{place}.{key}")
+        self.weaken(inner.kind)
+        if len(inner.parts) <= 8:
+            self.parts[place] = kind
+            self.parts.update(inner.parts)
+        else:
+            self.parts[place] = f"{kind} of {len(inner.parts)} b3:{scalar_hash(inner.parts)[:32]}"
+
+    def dataset(self, dataset: Any, place: str) -> None:
+        """Describe a data set, or what stands for one."""
+        if _declared(self, dataset, place):
+            return
+        if type(dataset) in (list, tuple, dict) or isinstance(dataset, torch.Tensor | np.ndarray):
+            self.value(dataset, place)
+            return
+        if hasattr(dataset, "__next__"):
+            raise _refusal(place, dataset)
+        found = _Survey(self.describe)
+        try:
+            found.attributes(dataset, place)
+        except FingerprintError as error:
+            found = _Survey(self.describe)
+            found.probe(dataset, place, error)
+        self.parts.update(found.parts)
+        self.weaken(found.kind)
+
+    def attributes(self, dataset: Any, place: str) -> None:
+        self.parts[place] = self.code(type(dataset), place)
+        if isinstance(dataset, Sized):
+            self.parts[f"{place}.samples"] = len(dataset)
+        elif not isinstance(dataset, IterableDataset) and not hasattr(dataset, "__dict__"):
+            raise _refusal(place, dataset)
+        attributes: dict[str, Any] = dict(getattr(dataset, "__dict__", {}))
+        if isinstance(dataset, Subset | ConcatDataset | StackDataset | TensorDataset):
+            attributes.pop("_length", None)
+            attributes.pop("cumulative_sizes", None)
+        for name, paths in list(_paths(attributes)):
+            self.files(attributes.pop(name), paths, f"{place}.{name}")
+        for name, value in sorted(attributes.items()):
+            if isinstance(value, str) and os.path.isabs(value) and not os.path.exists(value):
+                self.parts[f"{place}.{name}"] = value
+            elif isinstance(value, list | tuple) and value and all(isinstance(item, Dataset) for item in cast("list[Any]", value)):
+                for i, item in enumerate(cast("list[Any]", value)):
+                    self.dataset(item, f"{place}.{name}.{i}")
+            else:
+                self.value(value, f"{place}.{name}")
+
+    def files(self, value: Any, paths: list[Path], place: str) -> None:
+        """Describe files by name, size and time; the folder that they share is left out."""
+        self.weaken("files")
+        folders = [path for path in paths if path.is_dir()]
+        base = paths[0] if folders else Path(os.path.commonpath([path.parent for path in paths]))
+        listed = [(path, path.stat()) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+        listed += [(path, path.stat()) for path in paths if path not in folders]
+        rows = [[path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in listed]
+        rest = [item[1:] for item in value if isinstance(item, tuple)] if isinstance(value, list | tuple) else []
+        labels = _short(self.code(rest, place)) if rest else None
+        self.parts[place] = f"{len(rows)} files b3:{scalar_hash([rows, labels])[:32]}"
+
+    def probe(self, dataset: Any, place: str, why: FingerprintError) -> None:
+        """Describe a data set by its class, its length and a few samples."""
+        if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
+            raise why
+        count = len(dataset)
+        self.weaken("probed")
+        self.parts[place] = self.code(type(dataset), place)
+        self.parts[f"{place}.samples"] = count
+        at = sorted({i * (count - 1) // (_PROBES - 1) for i in range(_PROBES)}) if count else []
+        samples = _Survey(self.describe)
+        for i in at:
+            with _seeded(i):
+                sample = cast("Any", dataset)[i]
+            samples.value([sample], f"{place}[{i}]")
+        self.parts[f"{place}.probes"] = f"{len(at)} samples b3:{scalar_hash(samples.parts)[:32]}"
+
+
+def _declared(survey: _Survey, obj: Any, place: str) -> bool:
+    if getattr(type(obj), _DECLARES, None) is None:
+        return False
+    survey.parts[place] = f"{type(obj).__qualname__}, declared"
+    survey.parts[f"{place}.declared"] = _short(survey.code(getattr(obj, _DECLARES)(), place))
+    survey.weaken("declared")
+    return True
+
+
+def _paths(attributes: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
+    """Yield the attributes that name files, unless they are a folder whose files another attribute lists."""
+    found = {name: paths for name, value in sorted(attributes.items()) if (paths := _files_of(name, value))}
+    lists = [paths for paths in found.values() if not paths[0].is_dir()]
+    for name, paths in found.items():
+        if paths[0].is_dir() and any(paths[0] in path.parents for listed in lists for path in listed[:1]):
+            continue
+        yield name, paths
+
+
+def _files_of(name: str, value: Any) -> list[Path]:
+    if isinstance(value, str | Path):
+        told = isinstance(value, Path) or os.sep in value or any(word in name.lower() for word in _PATH_WORDS)
+        return [Path(value)] if told and value and os.path.exists(value) else []
+    if not isinstance(value, list | tuple) or not value:
+        return []
+    names = [item[0] if isinstance(item, tuple) and item else item for item in cast("list[Any]", value)]
+    if not all(isinstance(item, str | Path) for item in names) or not os.path.isfile(names[0]):
+        return []
+    return [Path(item) for item in names] if all(map(os.path.isfile, names)) else []
+
+
+_hashes: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Any, ...], str]] = {}
+
+
+def _tensor(tensor: torch.Tensor, place: str) -> str:
+    """Return dtype, shape and digest; the digest is remembered while the tensor lives and torch counts no change of it."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        raise _refusal(place, tensor)
+    title = f"{dtype_name(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
+    if tensor.is_inference():  # nobody counts its changes
+        return f"{title} b3:{leaf_hash(tensor)[:32]}"
+    state = (tensor._version, tensor.data_ptr(), title, tensor.stride())
+    known = _hashes.get(id(tensor))
+    if known is not None and known[0]() is tensor and known[1] == state:
+        return f"{title} b3:{known[2]}"
+    digest = leaf_hash(tensor)[:32]
+    _hashes[id(tensor)] = (weakref.ref(tensor, lambda _, key=id(tensor): _hashes.pop(key, None)), state, digest)
+    return f"{title} b3:{digest}"
+
+
+def _array(array: np.ndarray) -> str:
+    title = f"{array.dtype.str if array.dtype.names is None else array.dtype.descr}[{','.join(map(str, array.shape))}]"
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
+    return f"numpy {title} b3:{leaf_hash(torch.from_numpy(data.copy() if not data.flags.writeable else data))[:32]}"
+
+
+def _short(description: Json) -> Json:
+    text = canonical_json(description)
+    return description if len(text) <= _LONG else f"b3:{scalar_hash(description)[:32]}"
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Give torch, numpy and `random` fixed seeds, and put back what they were."""
+    before = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+
+def _refusal(place: str, obj: object) -> FingerprintError:
+    kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
+    return FingerprintError(
+        f"{place} is a {kind}, whose content cannot be told without consuming it.",
+        cause="Two runs can be compared only if what they were fed can be.",
+        fix=f"Pass a DataLoader or a list of batches, or give the class a method {_DECLARES}(self) that returns plain values.",
+        path=place,
+    )
+
+
+def _at(error: FingerprintError, place: str) -> FingerprintError:
+    """Return the error of a description with the place in the loader in front."""
+    if error.path and error.path.startswith(place):
+        return error
+    return FingerprintError(f"{place}: {error}", path=place)
