@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+# pytest writes the phase that it is in; torch._inductor and scikit-learn write the others when they are first imported
+_NOT_OURS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+
 
 def _generators() -> dict[str, Any]:
     kind, words, *rest = np.random.get_state()
@@ -35,8 +38,7 @@ def _switches() -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    # pytest itself writes the name of the phase that it is in
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
