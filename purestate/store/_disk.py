@@ -1,0 +1,216 @@
+"""`DiskBackend`: a store in a folder. Joins the log, the items, the resume points, the locks and the journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from purestate.errors import FormatVersionError, StoreError, StoreWriteError
+from purestate.store._backend import Handle, not_found
+from purestate.store._files import append_line, make_folder, sync_folder, unique, write_file, writing
+from purestate.store._items import Items
+from purestate.store._layout import FORMAT_VERSION, Layout, check_id
+from purestate.store._locks import FileLock
+from purestate.store._log import DiskLog
+from purestate.store._record import to_json
+from purestate.store._resume import ResumePoints
+from purestate.store._writer import Writer
+
+__all__ = ["DiskBackend"]
+
+
+class DiskBackend:
+    """A store in a folder. See `purestate.store._backend.Backend` for what its methods mean.
+
+    Args:
+        path: The folder. It is created by the first write; a store that is only read is never written to, not even a lock.
+
+    Raises:
+        FormatVersionError: The folder was written in a newer format.
+        StoreWriteError: ``path`` is a file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path).absolute()
+        self._layout = Layout(self._path)
+        self._prepared = _check_format(self._layout)
+        self._writer = Writer()
+        self._items = Items(self._layout, self._writer)
+        self._resume = ResumePoints(self._layout, self._writer)
+        self._shared = FileLock(self._layout.store_lock, f"the store {os.fspath(path)!r}", shared=True)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._path
+
+    def log(self, id: str, *, must_exist: bool = False) -> DiskLog:
+        """Return the log of a checkpoint."""
+        log = DiskLog(self._layout, check_id(id), self._prepare)
+        if must_exist and not log.exists():
+            raise not_found(id, self.ids(), f"the store {os.fspath(self._path)!r}")
+        return log
+
+    def ids(self) -> list[str]:
+        """Return the ids of the checkpoints, sorted."""
+        try:
+            names = os.listdir(self._layout.checkpoints)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if self._layout.log(name).exists())
+
+    def writing(self, timeout: float | None = 60.0) -> AbstractContextManager[None]:
+        """Return a context in which no item disappears."""
+        return self._shared.hold(timeout)
+
+    def has(self, digest: str) -> bool:
+        """Return whether an item is there."""
+        return self._items.has(digest)
+
+    def put(self, items: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Write the items that are not there, and return once they are durable.
+
+        Effects:
+            Folders under ``items/``. Starts the writer process.
+        """
+        self._prepare()
+        with self.writing():
+            self._items.put(items)
+
+    def get(self, digest: str, names: Iterable[str] | None = None, *, what: str = "an item") -> dict[str, torch.Tensor]:
+        """Return an item, or some leaves of it, every one checked against its hash."""
+        return self._items.get(digest, names, what)
+
+    def warm(self) -> None:
+        """Start the writer process and return at once."""
+        self._writer.warm()
+
+    def save_resume(self, id: str, body: dict[str, Any], leaves: Mapping[str, Mapping[str, torch.Tensor]]) -> Handle:
+        """Start writing a resume point in the background.
+
+        Effects:
+            A folder under ``checkpoints/<id>/resume/``. Starts the writer process.
+        """
+        self._prepare()
+        return self._resume.save(check_id(id), body, leaves)
+
+    def load_resume(self, id: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]] | None:
+        """Return the newest resume point of which every byte verifies, or None."""
+        return self._resume.load(check_id(id))
+
+    def clear_resume(self, id: str) -> None:
+        """Remove the resume points of a checkpoint."""
+        self._resume.clear(check_id(id))
+
+    def delete(self, id: str) -> None:
+        """Remove a checkpoint.
+
+        Effects:
+            Its folder goes to ``trash/`` in one step and is removed there; a line in the journal says so.
+        """
+        log = self.log(id, must_exist=True)
+        with log.lock():
+            log.refresh()
+            folder = self._layout.checkpoint(id)
+            away = self._layout.trash / unique(id)
+            with writing(folder, f"the removal of checkpoint {id!r}"):
+                make_folder(away.parent)
+                folder.rename(away)
+                sync_folder(folder.parent)
+            self.journal("delete", id=id, head=log.head, records=len(log.records))
+        shutil.rmtree(away, ignore_errors=True)
+
+    def journal(self, act: str, **details: Any) -> None:
+        """Note an act on the store.
+
+        Effects:
+            A line in ``journal.jsonl``.
+        """
+        entry = {"act": act, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "user": _user(), **details}
+        entry |= {"host": socket.gethostname(), "pid": os.getpid()}
+        line = to_json(entry, "an entry of the journal").encode("ascii") + b"\n"
+        self._prepare()
+        path = self._layout.journal
+        with FileLock(self._layout.journal_lock, "the journal").hold(10.0), writing(path, "a line of the journal"):
+            old = path.read_bytes() if path.exists() else b""
+            torn = b"" if old.endswith(b"\n") or not old else b"\n"
+            append_line(path, torn + line, len(old))
+
+    def acts(self) -> list[dict[str, Any]]:
+        """Return what `journal` noted, oldest first. A line that a crash cut short is left out."""
+        try:
+            lines = self._layout.journal.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        return [entry for entry in map(_entry, lines) if entry is not None]
+
+    def close(self) -> None:
+        """Wait for what is written in the background and end the writer process."""
+        self._writer.close()
+
+    def _prepare(self) -> None:
+        if self._prepared:
+            return
+        with writing(self._path, "a store"):
+            make_folder(self._path)
+            if not self._layout.format.exists():
+                write_file(self._layout.format, json.dumps({"purestate": FORMAT_VERSION}).encode("ascii") + b"\n")
+        self._prepared = True
+
+    def __repr__(self) -> str:
+        return f"DiskBackend({os.fspath(self._path)!r})"
+
+
+def _check_format(layout: Layout) -> bool:
+    """Return whether the folder is a store of a format that is known."""
+    if layout.root.exists() and not layout.root.is_dir():
+        raise StoreWriteError(
+            f"Expected a folder as a store, got the file {os.fspath(layout.root)!r}.",
+            fix="Give another path, or move the file.",
+            path=os.fspath(layout.root),
+        )
+    try:
+        version = json.loads(layout.format.read_bytes())["purestate"]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"Expected the version of a store in {os.fspath(layout.format)!r}, got something else ({error!r}).",
+            cause="The file was edited, or the folder belongs to another program.",
+            fix='It should read {"purestate": 1}.',
+            path=os.fspath(layout.format),
+        ) from None
+    if type(version) is not int or version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"The store {os.fspath(layout.root)!r} has format {version!r}; this version of purestate reads up to {FORMAT_VERSION}.",
+            cause="It was written by a newer version.",
+            fix="Upgrade purestate, or use another folder.",
+            path=os.fspath(layout.root),
+            expected=FORMAT_VERSION,
+            actual=version,
+        )
+    return True
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

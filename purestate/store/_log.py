@@ -1,0 +1,145 @@
+"""The log of one checkpoint on disk: verify, read lazily, append durably.
+
+Reading takes no lock and writes nothing. Appending needs the checkpoint's lock, so that a chain has one end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from purestate.errors import CorruptLogError, StoreLockedError
+from purestate.store._files import append_line, make_folder, unique, write_file, writing
+from purestate.store._layout import Layout
+from purestate.store._locks import FileLock
+from purestate.store._record import EMPTY_HEAD, BadLine, Record, decode, encode, torn_tail
+
+__all__ = ["DiskLog", "not_locked"]
+
+
+class DiskLog:
+    """The records of checkpoint ``id`` of a store. See `purestate.store._backend.Log`."""
+
+    def __init__(self, layout: Layout, id: str, prepare: Callable[[], None]) -> None:
+        self.id = id
+        self._prepare = prepare
+        self.path = layout.log(id)
+        self._lock = FileLock(layout.checkpoint_lock(id), f"checkpoint {id!r}")
+        self._forget()
+        self.refresh()
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The records as of the last `refresh` or `append`."""
+        return self._records
+
+    @property
+    def head(self) -> str:
+        """The digest of the last record, or 64 zeros."""
+        return self._records[-1].digest if self._records else EMPTY_HEAD
+
+    def exists(self) -> bool:
+        """Return whether the checkpoint is there, which it is from its first record on."""
+        return self.path.exists()
+
+    def refresh(self) -> None:
+        """Read and verify what was appended since the last time.
+
+        Raises:
+            CorruptLogError: A line is damaged. A last line that was never finished is not an error: it is left out.
+        """
+        self._read()
+
+    def lock(self, timeout: float | None = 10.0) -> AbstractContextManager[None]:
+        """Return a context that holds the writer lock of the checkpoint. Re-entrant in this object and thread.
+
+        Args:
+            timeout: Seconds to wait for another writer; None waits for ever.
+
+        Raises:
+            StoreLockedError: Another writer still has it.
+        """
+        return self._lock.hold(timeout)
+
+    def append(self, kind: str, body: dict[str, Any]) -> Record:
+        """Append a record and return it once it is durable.
+
+        Args:
+            kind: A word of lower case letters, digits and underscores.
+            body: JSON without tuples, inf and nan; not modified.
+
+        Raises:
+            StoreLockedError: The lock is not held.
+            StoreWriteError: It could not be written; the log is as it was.
+            CorruptLogError: Another process left a damaged log.
+
+        Effects:
+            Creates the checkpoint with its first record. A torn last line is copied to a file beside the log and cut off.
+        """
+        if not self._lock.held:
+            raise not_locked(self.id)
+        self._prepare()
+        with writing(self.path, f"a record of checkpoint {self.id!r}"):
+            make_folder(self.path.parent)
+            torn = self._read()
+            if torn:
+                write_file(self.path.with_name(unique("torn")), torn)
+                os.truncate(self.path, self._offset)
+            record = encode(len(self._records), self.head, kind, body)
+            append_line(self.path, record.line + b"\n", self._offset)
+        self._records.append(record)
+        self._offset += len(record.line) + 1
+        self._file = _identity(self.path)
+        return record
+
+    def _forget(self) -> None:
+        self._records: list[Record] = []
+        self._offset = 0
+        self._file: tuple[int, int] | None = None
+
+    def _read(self) -> bytes:
+        """Take in what is new, and return the torn last line, if there is one."""
+        try:
+            with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
+                    self._forget()
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            self._forget()
+            return b""
+        whole = len(data) - torn_tail(data)
+        try:
+            self._records.extend(decode(data[:whole], len(self._records), self.head))
+        except BadLine as error:
+            raise _corrupt(self.id, self.path, len(self._records) + error.number, str(error)) from None
+        self._offset += whole
+        self._file = (status.st_dev, status.st_ino)
+        return data[whole:]
+
+
+def not_locked(id: str) -> StoreLockedError:
+    """Return the error for an append without the lock, which is a mistake of the caller."""
+    return StoreLockedError(
+        f"A record was appended to checkpoint {id!r} without holding its lock.",
+        fix="Append inside `with log.lock():`.",
+    )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _corrupt(id: str, path: Path, line: int, reason: str) -> CorruptLogError:
+    return CorruptLogError(
+        f"The log of checkpoint {id!r} is damaged at line {line}: {reason}.",
+        cause=f"{os.fspath(path)!r} was edited, or the disk returned other bytes than were written.",
+        fix=f"Put back a copy of the file, or keep its first {line - 1} lines, which are intact, and run the script again.",
+        path=os.fspath(path),
+        line=line,
+    )

@@ -1,0 +1,201 @@
+"""Backends that keep nothing on disk: `MemoryBackend` for as long as the process lives, `NullBackend` not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from purestate.core._hash import leaf_hash, short, tree_hash
+from purestate.errors import MissingSnapshotError, MutatedStateError
+from purestate.store._backend import Handle, not_found
+from purestate.store._items import unknown_leaf
+from purestate.store._layout import check_id
+from purestate.store._log import not_locked
+from purestate.store._record import EMPTY_HEAD, Record, encode, to_json
+
+__all__ = ["MemoryBackend", "NullBackend"]
+
+Tree = Mapping[str, torch.Tensor]
+
+
+class MemoryBackend:
+    """A store in memory: the same answers as `DiskBackend`, gone with the object."""
+
+    path = None
+
+    def __init__(self) -> None:
+        self._logs: dict[str, list[Record]] = {}
+        self._items: dict[str, dict[str, torch.Tensor]] = {}
+        self._points: dict[str, tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]] = {}
+        self._acts: list[dict[str, Any]] = []
+
+    def log(self, id: str, *, must_exist: bool = False) -> _MemoryLog:
+        """Return the log of a checkpoint."""
+        if must_exist and not self._logs.get(check_id(id)):
+            raise not_found(id, self.ids(), "this store")
+        return _MemoryLog(check_id(id), self._logs)
+
+    def ids(self) -> list[str]:
+        """Return the ids of the checkpoints, sorted."""
+        return sorted(self._logs)
+
+    def writing(self, timeout: float | None = 60.0) -> AbstractContextManager[None]:
+        """Return a context in which no item disappears."""
+        del timeout
+        return contextlib.nullcontext()
+
+    def has(self, digest: str) -> bool:
+        """Return whether an item is there."""
+        return digest in self._items
+
+    def put(self, items: Mapping[str, Tree]) -> None:
+        """Keep copies of the items that are not there."""
+        for digest, leaves in items.items():
+            if digest not in self._items:
+                self._items[digest] = _checked(leaves, digest)
+
+    def get(self, digest: str, names: Iterable[str] | None = None, *, what: str = "an item") -> dict[str, torch.Tensor]:
+        """Return copies of an item, or of some leaves of it."""
+        if digest not in self._items:
+            raise _missing(digest, what)
+        leaves = self._items[digest]
+        wanted = list(leaves if names is None else names)
+        for name in wanted:
+            if name not in leaves:
+                raise unknown_leaf(name, leaves, what)
+        return {name: leaves[name].clone() for name in wanted}
+
+    def warm(self) -> None:
+        """Do nothing."""
+
+    def save_resume(self, id: str, body: dict[str, Any], leaves: Mapping[str, Tree]) -> Handle:
+        """Keep copies as the resume point of a checkpoint."""
+        to_json(body, "the body of a resume point")
+        self._points[check_id(id)] = copy.deepcopy(body), {name: _copies(tree) for name, tree in leaves.items()}
+        return _Done()
+
+    def load_resume(self, id: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]] | None:
+        """Return copies of the resume point, or None."""
+        if check_id(id) not in self._points:
+            return None
+        body, leaves = self._points[id]
+        return copy.deepcopy(body), {name: _copies(tree) for name, tree in leaves.items()}
+
+    def clear_resume(self, id: str) -> None:
+        """Forget the resume point of a checkpoint."""
+        self._points.pop(check_id(id), None)
+
+    def delete(self, id: str) -> None:
+        """Forget a checkpoint."""
+        log = self.log(id, must_exist=True)
+        self.journal("delete", id=id, head=log.head, records=len(log.records))
+        del self._logs[id]
+        self._points.pop(id, None)
+
+    def journal(self, act: str, **details: Any) -> None:
+        """Note an act on the store."""
+        self._acts.append({"act": act, **details})
+
+    def acts(self) -> list[dict[str, Any]]:
+        """Return what `journal` noted, oldest first."""
+        return list(self._acts)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class NullBackend(MemoryBackend):
+    """A store that accepts everything and keeps nothing: ops compute as if they were never asked before."""
+
+    def log(self, id: str, *, must_exist: bool = False) -> _NullLog:
+        """Return a log that stays empty."""
+        if must_exist:
+            raise not_found(id, (), "this store, which keeps nothing")
+        return _NullLog(check_id(id), {})
+
+    def put(self, items: Mapping[str, Tree]) -> None:
+        """Keep nothing."""
+
+    def save_resume(self, id: str, body: dict[str, Any], leaves: Mapping[str, Tree]) -> Handle:
+        """Keep nothing."""
+        check_id(id)
+        return _Done()
+
+    def journal(self, act: str, **details: Any) -> None:
+        """Keep nothing."""
+
+
+class _MemoryLog:
+    def __init__(self, id: str, logs: dict[str, list[Record]]) -> None:
+        self.id = id
+        self._logs = logs
+        self._held = 0
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return self._logs.get(self.id, [])
+
+    @property
+    def head(self) -> str:
+        return self.records[-1].digest if self.records else EMPTY_HEAD
+
+    def exists(self) -> bool:
+        return self.id in self._logs
+
+    def refresh(self) -> None:
+        """Do nothing: all logs of a checkpoint share its records."""
+
+    @contextlib.contextmanager
+    def lock(self, timeout: float | None = 10.0) -> Iterator[None]:
+        del timeout
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    def append(self, kind: str, body: dict[str, Any]) -> Record:
+        if not self._held:
+            raise not_locked(self.id)
+        record = encode(len(self.records), self.head, kind, body)
+        self._keep(record)
+        return record
+
+    def _keep(self, record: Record) -> None:
+        self._logs.setdefault(self.id, []).append(record)
+
+
+class _NullLog(_MemoryLog):
+    def _keep(self, record: Record) -> None:
+        del record
+
+
+class _Done:
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> None:
+        return None
+
+
+def _copies(tree: Tree) -> dict[str, torch.Tensor]:
+    return {name: leaf.detach().to("cpu", copy=True).contiguous() for name, leaf in tree.items()}
+
+
+def _checked(leaves: Tree, digest: str) -> dict[str, torch.Tensor]:
+    copies = _copies(leaves)
+    if (actual := tree_hash({name: leaf_hash(leaf) for name, leaf in copies.items()})) != digest:
+        raise MutatedStateError(
+            f"Expected leaves that hash to {short(digest)}, got {short(actual)}: they changed after they were hashed.",
+            fix="Call state.verify() to see which.",
+        )
+    return copies
+
+
+def _missing(digest: str, what: str) -> MissingSnapshotError:
+    return MissingSnapshotError(f"{what[0].upper()}{what[1:]} is not in the store: there is no item {short(digest)}.", digest=digest)

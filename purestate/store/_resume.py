@@ -1,0 +1,119 @@
+"""Resume points: where a running op would go on, written in the background.
+
+They are not records. Two generations are kept, so that a crash while one is written leaves the other; each is a folder
+that Orbax wrote, with a sealed file beside it that says what is in it. Leaves are hashed by the writer process, so that
+training pays for one copy in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from purestate.core._hash import leaf_bytes
+from purestate.errors import CorruptItemError, StoreWriteError
+from purestate.store._files import make_folder, sync_folder, unique, writing
+from purestate.store._items import corrupt, read_leaves
+from purestate.store._layout import RESUME_META, Layout
+from purestate.store._record import to_json, unseal
+from purestate.store._tensors import LeafMeta, copy_bytes, describe, place
+from purestate.store._writer import Job, Writer
+
+__all__ = ["ResumePoints"]
+
+
+class ResumePoints:
+    """The resume points of a store."""
+
+    def __init__(self, layout: Layout, writer: Writer) -> None:
+        self._layout = layout
+        self._writer = writer
+        self._last: dict[str, tuple[int, Job]] = {}
+
+    def save(self, id: str, body: dict[str, Any], leaves: Mapping[str, Mapping[str, torch.Tensor]]) -> Job:
+        """Start writing a resume point. See `purestate.store._backend.Backend.save_resume`."""
+        to_json(body, "the body of a resume point")
+        what = f"a resume point of checkpoint {id!r}"
+        flat = {_key(i, name): tensor for i, tree in enumerate(leaves.values()) for name, tensor in tree.items()}
+        metas = {key: describe(key, tensor) for key, tensor in flat.items()}
+        offsets, size = place(metas, 0)
+        parent = self._layout.resume(id)
+        with writing(parent, what):
+            make_folder(parent)
+            number = max([*_generations(parent), self._last[id][0] if id in self._last else 0, 0]) + 1
+        folder = {
+            "tmp": os.fspath(parent / unique("tmp")),
+            "final": os.fspath(self._layout.generation(id, number)),
+            "meta": {
+                "format": 1,
+                "body": body,
+                "trees": {name: list(tree) for name, tree in leaves.items()},
+                "leaves": {key: dataclasses.asdict(meta) for key, meta in metas.items()},
+            },
+            "meta_name": RESUME_META,
+            "seal": True,
+            "arrays": [[key, metas[key].key, metas[key].stored, metas[key].stored_shape, at] for key, at in offsets.items()],
+        }
+
+        def fill(memory: memoryview) -> None:
+            for key, at in offsets.items():
+                copy_bytes(flat[key], memory, at)
+
+        job = self._writer.submit([folder], size, fill, parent, what, sync=[parent], prune=parent)
+        self._last[id] = number, job
+        return job
+
+    def load(self, id: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]] | None:
+        """Return the newest resume point that verifies. See `purestate.store._backend.Backend.load_resume`."""
+        for number in sorted(_generations(self._layout.resume(id)), reverse=True):
+            with contextlib.suppress(CorruptItemError, FileNotFoundError):
+                return _load(self._layout.generation(id, number), f"resume point {number} of checkpoint {id!r}")
+        return None
+
+    def clear(self, id: str) -> None:
+        """Remove the resume points of a checkpoint. See `purestate.store._backend.Backend.clear_resume`."""
+        if id in self._last:
+            with contextlib.suppress(StoreWriteError):  # one that failed needs no clearing
+                self._last.pop(id)[1].result()
+        folder = self._layout.resume(id)
+        if not folder.exists():
+            return
+        away = self._layout.trash / unique(f"resume-{id}")
+        with writing(folder, f"the removal of the resume points of checkpoint {id!r}"):
+            make_folder(away.parent)
+            folder.rename(away)
+            sync_folder(folder.parent)
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def _key(tree: int, name: str) -> str:
+    """Return a leaf's name among those of all trees; the number ends at the first dot."""
+    return f"{tree}.{name}"
+
+
+def _generations(folder: Path) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()]
+    except FileNotFoundError:
+        return []
+
+
+def _load(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    point = unseal((folder / RESUME_META).read_bytes().removesuffix(b"\n"))
+    if point is None:
+        raise corrupt(folder, what, None, None, f"{RESUME_META} differs from its digest")
+    metas = {key: LeafMeta.from_json(fields) for key, fields in point["leaves"].items()}
+    leaves = read_leaves(folder, metas, what)
+    for key, leaf in leaves.items():
+        if metas[key].size and (actual := blake3(leaf_bytes(leaf)).hexdigest()) != metas[key].hash:
+            raise corrupt(folder, what, None, key, "its bytes differ from their hash", actual)
+    trees = {name: {leaf: leaves[_key(i, leaf)] for leaf in names} for i, (name, names) in enumerate(point["trees"].items())}
+    return point["body"], trees

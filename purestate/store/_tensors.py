@@ -1,0 +1,105 @@
+"""What a leaf looks like at rest: its key, the dtype it is stored in, and the ways between torch and bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from purestate.core._hash import dtype_name, leaf_bytes
+from purestate.store._layout import escape
+
+__all__ = ["LeafMeta", "copy_bytes", "describe", "empty", "from_bytes", "from_numpy", "place"]
+
+# What Orbax stores as itself. Others are kept as their bytes, in an array with one more axis.
+_NATIVE = frozenset(
+    "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 bfloat16 float16 float32 float64 complex64 complex128 "
+    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz".split()
+)
+_ALIGNMENT = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeafMeta:
+    """What the file beside an item says of a leaf."""
+
+    key: str
+    """Its key in the Orbax folder."""
+    dtype: str
+    shape: list[int]
+    stored: str
+    """The dtype in the Orbax folder: ``dtype``, or ``uint8`` for its bytes."""
+    hash: str
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> LeafMeta:
+        """Return what `dataclasses.asdict` made plain; a TypeError or ValueError says that it is something else."""
+        leaf = cls(**fields)
+        if not (isinstance(leaf.shape, list) and all(type(n) is int and n >= 0 for n in leaf.shape)):
+            raise ValueError(f"{leaf.shape!r} is no shape")
+        if not (isinstance(leaf.key, str) and isinstance(leaf.hash, str) and leaf.stored in _NATIVE and leaf.itemsize):
+            raise ValueError(f"{fields!r} is no leaf")
+        return leaf
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{self.dtype!r} is no dtype")
+        return dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Bytes of the leaf."""
+        size = self.itemsize
+        for n in self.shape:
+            size *= n
+        return size
+
+    @property
+    def stored_shape(self) -> list[int]:
+        """The shape in the Orbax folder."""
+        return self.shape if self.stored == self.dtype else [*self.shape, self.itemsize]
+
+
+def describe(name: str, tensor: torch.Tensor) -> LeafMeta:
+    """Return how a tensor will be stored, its hash still open."""
+    dtype = dtype_name(tensor.dtype)
+    return LeafMeta(escape(name), dtype, list(tensor.shape), dtype if dtype in _NATIVE else "uint8", "")
+
+
+def place(leaves: Mapping[str, LeafMeta], start: int) -> tuple[dict[str, int], int]:
+    """Return at which byte each leaf that has elements goes, from ``start`` on, and where they end."""
+    offsets: dict[str, int] = {}
+    for name, leaf in leaves.items():
+        if leaf.size:
+            offsets[name] = start
+            start += -(-leaf.size // _ALIGNMENT) * _ALIGNMENT
+    return offsets, start
+
+
+def copy_bytes(tensor: torch.Tensor, memory: memoryview, offset: int) -> None:
+    """Copy the elements of a tensor to a place in memory."""
+    data = leaf_bytes(tensor)
+    np.frombuffer(memory, np.uint8, len(data), offset)[:] = np.frombuffer(data, np.uint8)
+
+
+def from_bytes(memory: memoryview, offset: int, leaf: LeafMeta) -> torch.Tensor:
+    """Return the tensor at a place in memory, which it shares: not to be kept longer than that."""
+    data = torch.frombuffer(memory, dtype=torch.uint8, count=leaf.size, offset=offset)
+    return data.view(getattr(torch, leaf.dtype)).reshape(leaf.shape)
+
+
+def from_numpy(array: np.ndarray[Any, Any], leaf: LeafMeta) -> torch.Tensor:
+    """Return the tensor of what was stored; it shares the memory."""
+    data = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return data.view(getattr(torch, leaf.dtype)).reshape(leaf.shape)
+
+
+def empty(leaf: LeafMeta) -> torch.Tensor:
+    """Return a leaf without elements."""
+    return torch.empty(leaf.shape, dtype=getattr(torch, leaf.dtype))

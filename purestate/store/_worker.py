@@ -1,0 +1,195 @@
+"""The writer process: writes Orbax folders, makes them durable, and nothing else. The only file that imports Orbax.
+
+It runs as a script (``python …/_worker.py <fd of a socket>``) and imports nothing of purestate, so that neither torch nor
+the user's ``__main__`` is loaded in it, and JAX never in the process that trains. `_writer` is the other end.
+
+A request is 16 bytes, two big-endian integers ``(offset, length)``, with a file descriptor of shared memory: the bytes of
+the arrays, and at that offset the job as JSON::
+
+    {"folders": [{"tmp": path, "final": path, "meta": {…, "leaves": {name: {"key", "dtype", "shape", …}}}, "meta_name": …,
+                  "seal": bool, "arrays": [[name, key, dtype, shape, offset], …]}, …],
+     "sync": [folders whose entries change], "prune": folder of which only the two newest generations stay, or null}
+
+An answer is a JSON line: ``{}``, or ``{"error": text, "errno": number | null}``. Jobs are done one after the other. The
+process ends when the socket does, or when its parent is another one than at the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import mmap
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+_PARENT_CHECK_SECONDS = 1.0
+
+
+def main(fd: int) -> None:
+    """Serve jobs from the socket until it closes.
+
+    Effects:
+        Writes what the jobs say. Ignores SIGINT and SIGTERM, which a process group gets together: the parent decides.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+    with socket.socket(fileno=fd) as channel:
+        channel.settimeout(_PARENT_CHECK_SECONDS)
+        save = _orbax()
+        while (request := _receive(channel, parent)) is not None:
+            answer = _answer(request, save)
+            channel.settimeout(None)
+            channel.sendall(json.dumps(answer).encode("ascii") + b"\n")
+            channel.settimeout(_PARENT_CHECK_SECONDS)
+
+
+def _receive(channel: socket.socket, parent: int) -> tuple[int, int, int] | None:
+    """Return ``(fd, offset, length)`` of the next job, or None at the end."""
+    while True:
+        try:
+            data, fds, _, _ = socket.recv_fds(channel, 16, 1)
+        except TimeoutError:
+            # A fork of the parent may hold the other end of the socket open, so its closing is not the only sign.
+            if os.getppid() != parent:
+                return None
+            continue
+        if len(data) < 16 or not fds:
+            return None
+        return fds[0], *struct.unpack("!QQ", data)
+
+
+def _answer(request: tuple[int, int, int], save: Any) -> dict[str, Any]:
+    fd, offset, length = request
+    try:
+        with contextlib.closing(mmap.mmap(fd, 0, prot=mmap.PROT_READ)) as memory:
+            job = json.loads(memory[offset : offset + length])
+            _do(job, memory, save)
+    except Exception as error:  # the other side raises it: what went wrong must not end the process
+        return {"error": f"{type(error).__name__}: {error}"[:4000], "errno": getattr(error, "errno", None)}
+    finally:
+        os.close(fd)
+    return {}
+
+
+def _do(job: dict[str, Any], memory: mmap.mmap, save: Any) -> None:
+    folders = job["folders"]
+    try:
+        for folder in folders:
+            os.makedirs(folder["tmp"])
+        _write(folders, memory, save)
+        for folder in folders:
+            _sync_tree(folder["tmp"])
+        for folder in folders:
+            _publish(folder["tmp"], folder["final"])
+        for path in job["sync"]:
+            _sync(path)
+        if job["prune"]:
+            _prune(job["prune"])
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder["tmp"], ignore_errors=True)
+
+
+def _write(folders: list[dict[str, Any]], memory: mmap.mmap, save: Any) -> None:
+    import ml_dtypes  # noqa: F401  its import gives numpy the names of bfloat16 and the float8 kinds
+    import numpy as np
+
+    trees: list[tuple[str, dict[str, Any]]] = []
+    for folder in folders:
+        tree: dict[str, Any] = {}
+        for name, key, dtype, shape, offset in folder["arrays"]:
+            kind = np.dtype(dtype)
+            count = int(np.prod(shape, dtype=np.int64))
+            tree[key] = np.frombuffer(memory, kind, count, offset).reshape(shape)
+            if folder["seal"]:
+                folder["meta"]["leaves"][name]["hash"] = _hash(memory, offset, count * kind.itemsize)
+        if tree:
+            trees.append((folder["tmp"], tree))
+        with open(os.path.join(folder["tmp"], folder["meta_name"]), "x", encoding="ascii") as file:
+            file.write(_meta(folder["meta"], folder["seal"]))
+    save(trees)
+
+
+def _hash(memory: mmap.mmap, offset: int, length: int) -> str:
+    from blake3 import blake3
+
+    with memoryview(memory) as view, view[offset : offset + length] as part:
+        return blake3(part).hexdigest()
+
+
+def _meta(meta: dict[str, Any], seal: bool) -> str:
+    text = json.dumps(meta, separators=(",", ":"))
+    if not seal:
+        return text + "\n"
+    from blake3 import blake3
+
+    return f'{{"digest":"{blake3(text[1:].encode("ascii")).hexdigest()}",{text[1:]}\n'
+
+
+def _orbax() -> Any:
+    """Return ``save([(folder, tree), …])``, which returns when Orbax has written them all."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import logging
+
+    logging.disable(logging.WARNING)
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    # Compression halves the speed and gains little on trained weights. The handler is used without a Checkpointer around
+    # it: atomic naming is done here, and synchronising hosts that are not there costs a quarter of a small item's time.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    pool = ThreadPoolExecutor(2)
+
+    async def start(trees: list[tuple[Any, dict[str, Any]]]) -> list[Any]:
+        return await asyncio.gather(*(handler.async_save(path, args=ocp.args.PyTreeSave(tree)) for path, tree in trees))
+
+    def save(trees: list[tuple[str, dict[str, Any]]]) -> None:
+        paths = [(epath.Path(folder), tree) for folder, tree in trees]
+        for futures in asyncio.run(start(paths)):
+            for future in futures or ():
+                future.result()
+        list(pool.map(handler.finalize, [path for path, _ in paths]))
+
+    return save
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_tree(folder: str) -> None:
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(os.path.join(parent, name))
+        _sync(parent)
+
+
+def _publish(tmp: str, final: str) -> None:
+    try:
+        os.rename(tmp, final)
+    except OSError:
+        if not os.path.isdir(final):  # otherwise another process wrote the same content first
+            raise
+
+
+def _prune(folder: str) -> None:
+    for name in sorted(name for name in os.listdir(folder) if name.isdecimal())[:-2]:
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
+    # Nothing is left to flush, and the teardown of JAX's threads takes longer than writing a small item.
+    os._exit(0)
