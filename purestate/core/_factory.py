@@ -98,8 +98,8 @@ class Factory:
             {'class': 'Adam', 'args': {'lr': 0.1}}
         """
         if (cls is None) == (fn is None):
-            given = "both were given" if cls is not None else "neither was given"
-            raise SetupError(f"{kind} needs either {kind}_cls or {kind}_fn; {given}.", argument=f"{kind}_cls")
+            given = "both were" if cls is not None else "neither was" if args is None else f"only {kind}_args={dict(args)!r} was"
+            raise SetupError(f"{kind} needs either {kind}_cls or {kind}_fn; {given} given.", argument=f"{kind}_cls")
         if fn is not None:
             _check_function(kind, fn, args)
             return Factory(kind, None, MappingProxyType({}), fn, {"function": describe(fn)})

@@ -25,10 +25,10 @@ __all__ = [
     "build_optimizer",
     "export_optimizer",
     "learning_rates",
-    "merge_moments",
     "replace_learning_rates",
     "restore_optimizer",
     "stored_learning_rates",
+    "with_moments_of",
     "write_optimizer",
 ]
 
@@ -155,13 +155,16 @@ def export_optimizer(optimizer: Optimizer, params: Mapping[str, torch.Tensor]) -
 def restore_optimizer(factory: Factory, component: Component, params: Mapping[str, nn.Parameter]) -> Optimizer:
     """Build an optimizer and make it continue where another one was, to the bit.
 
+    Which parameter is in which group is the factory's to say. So parameters may have been frozen since, whose moments are
+    dropped, or unfrozen, which start afresh with the options of their group.
+
     Args:
         factory: The one that the other optimizer was built with.
         component: From `export_optimizer`. Not modified: leaves are copied, strides included.
         params: Working parameters by name.
 
     Raises:
-        TreeMismatchError: The component speaks of other parameters, or of objects that the factory does not make.
+        TreeMismatchError: The factory makes other groups, or not the objects that the component speaks of.
     """
     optimizer = build_optimizer(factory, params)
     write_optimizer(optimizer, component, params)
@@ -171,26 +174,34 @@ def restore_optimizer(factory: Factory, component: Component, params: Mapping[st
 def write_optimizer(optimizer: Optimizer, component: Component, params: Mapping[str, nn.Parameter]) -> None:
     """Write a component into a built optimizer: attributes, groups and state. See `restore_optimizer`."""
     survey = OptimizerSurvey(optimizer, params)
-    sources = Sources(own(component.leaves) | survey.built)
+    sources = Sources({**own(component.leaves), **survey.built})
     values = component.skeleton["objects"]
-    write(survey, values, sources, HOUSEKEEPING | {"defaults"})
+    if not component.skeleton.get("groups_only"):
+        write(survey, values, sources, HOUSEKEEPING | {"defaults"})
     for place, target in survey.objects.items():
-        if isinstance(target, Optimizer):
-            _check_names(place, values[place], survey.values[place], params)
-            if "defaults" in values[place]:
-                target.defaults.update(join(values[place]["defaults"], sources))
-            write_groups(target, values[place]["param_groups"], sources)
-            for group, kept in zip(target.param_groups, values[place]["param_groups"], strict=True):
-                group["params"][:] = [params[name] for name in kept["params"]]
-            target.state.clear()
-            for name, slots in values[place]["state"].items():
-                target.state[params[name]] = join(slots, sources)
-            for key, node in values[place].get("named_state", {}).items():
-                target.state[key] = join(node, sources)
+        if not isinstance(target, Optimizer):
+            continue
+        kept, built = values[place], survey.values[place]
+        _check_groups(place, kept["param_groups"], built["param_groups"])
+        write_groups(target, kept["param_groups"], sources)
+        if "defaults" in kept:
+            target.defaults.update(join(kept["defaults"], sources))
+        if "state" in kept:
+            _write_state(target, kept, sources, params)
+
+
+def _write_state(optimizer: Optimizer, kept: Mapping[str, Json], sources: Sources, params: Mapping[str, nn.Parameter]) -> None:
+    """Replace the state of the parameters that the kept optimizer had; others keep what the constructor gave them."""
+    had = {name for group in kept["param_groups"] for name in group["params"]}
+    state = {name: optimizer.state[param] for name, param in params.items() if param in optimizer.state and name not in had}
+    state |= {name: join(slots, sources) for name, slots in kept["state"].items() if name in params}
+    optimizer.state.clear()
+    optimizer.state.update({param: state[name] for name, param in params.items() if name in state})
+    optimizer.state.update({key: join(node, sources) for key, node in kept.get("named_state", {}).items()})
 
 
 def write_groups(optimizer: Optimizer, groups: Sequence[Json], sources: Sources) -> None:
-    """Replace the options of an optimizer's groups; the lists and dicts stay the same objects, since others may hold them."""
+    """Replace the options of an optimizer's groups; the dicts stay the same objects, since others may hold them."""
     for target, group in zip(optimizer.param_groups, groups, strict=True):
         options = {key: join(node, sources) for key, node in group.items() if key != "params"}
         for key in target.keys() - options.keys() - {"params"}:
@@ -198,20 +209,19 @@ def write_groups(optimizer: Optimizer, groups: Sequence[Json], sources: Sources)
         target.update(options)
 
 
-def _check_names(place: str, kept: Mapping[str, Json], built: Mapping[str, Json], params: Mapping[str, torch.Tensor]) -> None:
-    expected, actual = ([sorted(group["params"]) for group in values["param_groups"]] for values in (kept, built))
-    gone = kept["state"].keys() - params.keys()
-    if expected == actual and not gone:
+def _check_groups(place: str, kept: Sequence[Json], built: Sequence[Json]) -> None:
+    expected, actual = ({name: i for i, group in enumerate(groups) for name in group["params"]} for groups in (kept, built))
+    moved = sorted(name for name in expected.keys() & actual.keys() if expected[name] != actual[name])
+    if len(kept) == len(built) and not moved:
         return
-    differ = set().union(*expected) ^ set().union(*actual) | gone
-    groups = [f"{sum(map(len, names))} parameters in {len(names)} groups" for names in (expected, actual)]
     raise TreeMismatchError(
-        f"{place} was kept with {groups[0]} and is built on {groups[1]}; they differ in {sorted(differ) or 'their groups'}.",
-        cause="Parameters were frozen, unfrozen or renamed, or the optimizer's function groups them in another way.",
-        fix="Set the optimizer up again: ps.setup(state, optimizer_cls=..., optimizer_args=...).",
+        f"{place} was kept with {len(kept)} parameter groups and is built with {len(built)}"
+        + (f"; {', '.join(map(repr, moved))} changed the group." if moved else "."),
+        cause="The optimizer's function groups the parameters in another way than when it was set up, or all of a group are frozen.",
+        fix="Set the optimizer up again: ps.setup(state, optimizer_fn=...).",
         path=place,
-        expected=expected,
-        actual=actual,
+        expected=[group["params"] for group in kept],
+        actual=[group["params"] for group in built],
     )
 
 
@@ -245,20 +255,26 @@ def replace_learning_rates(component: Component, rates: Sequence[float]) -> Comp
     return Component({**component.skeleton, "objects": objects}, leaves)
 
 
-def merge_moments(moments: Component, options: Component) -> Component:
-    """Return one optimizer with the state and attributes of ``moments`` and the groups (rates, betas) of ``options``.
+def with_moments_of(last: Component, best: Component | None) -> Component:
+    """Return an optimizer with the groups (rates, betas) of ``last`` and the state and attributes of ``best``.
 
-    This is what `train` returns under ``load_best``: moments of the best epoch, learning rates of the last.
+    This is what `train` returns under ``load_best``. Nothing is copied.
+
+    Args:
+        last: From the last epoch.
+        best: From the best epoch; None if that was before the first step of a fresh optimizer. Then state and attributes
+            are those that the factory builds.
     """
-    objects = dict(moments.skeleton["objects"])
-    for place, values in options.skeleton["objects"].items():
+    kept = {"groups_only": True, "objects": {place: {} for place in last.skeleton["objects"]}} if best is None else best.skeleton
+    objects = dict(kept["objects"])
+    for place, values in last.skeleton["objects"].items():
         if "param_groups" in values:
             objects[place] = {**objects[place], "param_groups": values["param_groups"]}
-    used = set(_leaf_names(objects))
     in_groups = set(_leaf_names([values.get("param_groups") for values in objects.values()]))
-    leaves = {path: leaf for path, leaf in {**moments.leaves, **options.leaves}.items() if path in used}
-    leaves |= {path: leaf for path, leaf in moments.leaves.items() if path in used - in_groups}
-    return Component({**moments.skeleton, "objects": objects}, leaves)
+    used = set(_leaf_names(objects))
+    leaves = {path: leaf for path, leaf in (best.leaves if best is not None else {}).items() if path in used - in_groups}
+    leaves |= {path: leaf for path, leaf in last.leaves.items() if path in in_groups}
+    return Component({**kept, "objects": objects}, leaves)
 
 
 def _leaf_names(node: Json) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 A scheduler is a function of its optimizer at the moment when it is built: constructors change the optimizer's groups, and
 a user's function may read rates from there. So a kept scheduler carries the groups as they were then (``origin``), is
-built on them again, gets its attributes back, and only then the optimizer gets its groups back (`restore_all`). Functions
+built on them again, gets its attributes back, and only then the optimizer gets its groups back (`start`). Functions
 come from the factory. With all counters restored torch finds nothing to warn about, and no warning is silenced here.
 """
 
@@ -29,7 +29,7 @@ __all__ = [
     "is_plateau_factory",
     "needs_metric",
     "rebuild_scheduler",
-    "restore_all",
+    "start",
     "step_scheduler",
 ]
 
@@ -170,12 +170,13 @@ def rebuild_scheduler(factory: Factory, component: Component, optimizer: Optimiz
     return live
 
 
-def restore_all(
+def start(
     optimizer_factory: Factory,
-    optimizer_component: Component | None,
-    schedulers: Sequence[tuple[Factory, Component | None]],
+    optimizer: Component | None,
+    factories: Mapping[str, Factory | None],
+    schedulers: Mapping[str, Component | None],
     params: Mapping[str, nn.Parameter],
-) -> tuple[Optimizer, list[LiveScheduler]]:
+) -> tuple[Optimizer, dict[str, LiveScheduler]]:
     """Build an optimizer and its schedulers, each fresh or continuing where it was.
 
     * optimizer kept: kept schedulers get their attributes, the optimizer its groups and state, to the bit; then fresh
@@ -184,23 +185,24 @@ def restore_all(
 
     Args:
         optimizer_factory: How the optimizer is made.
-        optimizer_component: From `export_optimizer`, or None for a fresh one. Not modified.
-        schedulers: Factory and component (None: fresh) of each, in the order in which they are built: epoch, then step.
+        optimizer: From `export_optimizer`, or None for a fresh one. Not modified.
+        factories: How each scheduler is made, by name, in the order in which they are built; None where there is none.
+        schedulers: From `export_scheduler`, by name; None or absent: fresh. Not modified.
         params: Working parameters by name.
 
     Returns:
-        The optimizer, and the schedulers in the order given.
+        The optimizer, and the schedulers by name.
     """
-    optimizer = build_optimizer(optimizer_factory, params)
-    if optimizer_component is None:
-        return optimizer, [
-            build_scheduler(factory, optimizer) if kept is None else rebuild_scheduler(factory, kept, optimizer)
-            for factory, kept in schedulers
-        ]
-    again = [None if kept is None else _restore(factory, kept, optimizer) for factory, kept in schedulers]
-    write_optimizer(optimizer, optimizer_component, params)
-    pairs = zip(schedulers, again, strict=True)
-    return optimizer, [live or build_scheduler(factory, optimizer) for (factory, _), live in pairs]
+    live = build_optimizer(optimizer_factory, params)
+    pairs = {name: (factory, schedulers.get(name)) for name, factory in factories.items() if factory is not None}
+    if optimizer is None:
+        return live, {
+            name: build_scheduler(factory, live) if kept is None else rebuild_scheduler(factory, kept, live)
+            for name, (factory, kept) in pairs.items()
+        }
+    again = {name: _restore(factory, kept, live) for name, (factory, kept) in pairs.items() if kept is not None}
+    write_optimizer(live, optimizer, params)
+    return live, {name: again[name] if name in again else build_scheduler(factory, live) for name, (factory, _) in pairs.items()}
 
 
 def _build(factory: Factory, optimizer: Optimizer, count: int, origin: Component) -> LiveScheduler:
