@@ -35,7 +35,7 @@ def plot_metrics(histories: Sequence[History], labels: Sequence[str] | None = No
     Args:
         histories: One or more histories, each a column of values by name, an entry an epoch:
 
-            * ``epoch``: counted over all train calls, increasing
+            * ``epoch``: counted over all train calls; the evaluation before a call may repeat the last number
             * ``train_<metric>``, ``val_<metric>``: a number, or None where there is none; None is left out of the line
             * ``lr``, if there: a number or, for several parameter groups, a sequence of numbers
             * ``op``, if there: which train call the epoch belongs to; a thin line is drawn where it changes
@@ -49,7 +49,7 @@ def plot_metrics(histories: Sequence[History], labels: Sequence[str] | None = No
         A figure. Several histories have a colour each; training is dashed.
 
     Raises:
-        MetricError: There is nothing to draw, columns have different lengths, or epochs do not increase.
+        MetricError: There is nothing to draw, columns have different lengths, or epochs decrease.
 
     Example:
         >>> history = {"epoch": [1, 2], "train_loss": [0.9, 0.5], "val_loss": [0.8, 0.6], "lr": [0.1, 0.1]}
@@ -152,9 +152,8 @@ class _Run:
         return [(epoch, value) for epoch, value in zip(self.history["epoch"], values, strict=False) if value is not None]
 
     def starts(self) -> list[float]:
-        """Return where a train call begins that is not the first, half an epoch before it."""
-        ops = self.points("op")
-        return [epoch - 0.5 for (_, before), (epoch, op) in pairwise(ops) if op != before]
+        """Return where a train call begins that is not the first: between its first epoch and the one before."""
+        return [(last + epoch) / 2 for (last, before), (epoch, op) in pairwise(self.points("op")) if op != before]
 
     def best(self) -> list[int]:
         """Return the epochs to mark."""
@@ -194,9 +193,9 @@ def _check(where: str, history: History) -> None:
         raise MetricError(f"{where} has no column 'epoch', only {sorted(history)!r}.")
     epochs = history["epoch"]
     for before, after in pairwise(epochs):
-        if after <= before:
+        if after < before:
             raise MetricError(
-                f"{where}: column 'epoch' goes from {before!r} to {after!r}, it must increase.",
+                f"{where}: column 'epoch' goes from {before!r} to {after!r}, it must not decrease.",
                 cause="Epochs are counted over all train calls of a checkpoint.",
             )
     for column, values in history.items():

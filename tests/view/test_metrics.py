@@ -69,6 +69,14 @@ def test_a_thin_line_where_another_train_call_begins():
     assert [boundaries(axes) for axes in plot_metrics([without]).axes] == [[], [], []]
 
 
+def test_the_evaluation_before_a_call_stands_at_the_end_of_the_one_before():
+    history = {"epoch": [0, 1, 1, 2], "op": [0, 0, 1, 1], "train_loss": [None, 1.0, None, 0.5], "val_loss": [2.0, 1.1, 1.1, 0.9]}
+    axes = plot_metrics([history]).axes[0]
+    assert boundaries(axes) == [1.0]
+    assert lines(axes)["0 train_loss"] == ([1, 2], [1.0, 0.5])
+    assert lines(axes)["0 val_loss"] == ([0, 1, 1, 2], [2.0, 1.1, 1.1, 0.9])
+
+
 def test_without_a_best_column_the_lowest_loss_is_marked_and_the_legend_says_so():
     figure = plot_metrics([{name: column for name, column in HISTORY.items() if name != "best"}])
     assert lines(figure.axes[0])["0 best"] == ([3], [0.7])
@@ -127,7 +135,7 @@ def test_a_single_epoch_can_be_seen():
         (HISTORY, None, r"^plot_metrics expects a sequence of histories, got dict of 10\.\nplot_metrics\(\[history\]\)$"),
         ([HISTORY], ["a", "b"], r"^plot_metrics expects a label for each history, got 2 labels for 1\.$"),
         ([{"val_loss": [1.0]}], None, r"^history 0 has no column 'epoch', only \['val_loss'\]\.$"),
-        ([HISTORY, {"epoch": [1, 1], "val_loss": [1.0, 2.0]}], None, r"^history 1: column 'epoch' goes from 1 to 1"),
+        ([HISTORY, {"epoch": [2, 1], "val_loss": [1.0, 2.0]}], None, r"^history 1: column 'epoch' goes from 2 to 1"),
         ([{"epoch": [1, 2], "val_loss": [1.0]}], None, r"^history 0: column 'val_loss' has 1 entries for 2 epochs\.$"),
         ([{"epoch": [1], "lr": [0.1]}], None, r"^plot_metrics expects a column that starts with 'train_' or 'val_'"),
     ],
