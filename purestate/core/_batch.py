@@ -1,0 +1,111 @@
+"""What a batch is: any nesting of lists, tuples, named tuples and mappings that holds tensors.
+
+Two questions are asked of a batch, wherever it came from: how many samples it has, and that it be on a device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from purestate.errors import BatchError
+
+__all__ = ["Batch", "batch_size", "to_device"]
+
+Batch = Any
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the number of samples in a batch: the leading dimension of its first tensor.
+
+    Tensors without dimensions are passed over. A packed sequence counts its sequences.
+
+    Args:
+        batch: Any nesting of lists, tuples and mappings of tensors. Not modified.
+
+    Raises:
+        BatchError: No tensor in the batch has a leading dimension.
+
+    Example:
+        >>> batch_size({"weight": torch.tensor(0.5), "pair": (torch.zeros(8, 3), torch.zeros(8))})
+        8
+    """
+    for size in _sizes(batch):
+        return size
+    raise BatchError(
+        f"Expected a batch that holds a tensor with a leading dimension, got {_describe(batch)}.",
+        cause="The number of samples is read off the first tensor, and losses are weighted by it.",
+        fix="Give the loader a collate_fn that makes tensors.",
+    )
+
+
+def to_device(batch: Batch, device: torch.device | None) -> Batch:
+    """Return a batch whose tensors are on a device.
+
+    Pinned tensors are copied without waiting. Objects that are no container but have a ``to`` method are asked to move
+    themselves; whatever else is in the batch stays as it is.
+
+    Args:
+        batch: Any nesting of lists, tuples, named tuples and mappings. Never modified.
+        device: Where to. For None and for the CPU the batch itself is returned.
+
+    Example:
+        >>> batch = [torch.zeros(2), {"name": "a"}]
+        >>> to_device(batch, torch.device("cpu")) is batch
+        True
+        >>> to_device(batch, torch.device("meta"))[0].device
+        device(type='meta')
+    """
+    if device is None or device.type == "cpu":
+        return batch
+    return _move(batch, device)
+
+
+def _move(item: Any, device: torch.device) -> Any:
+    if isinstance(item, torch.Tensor):
+        return item.to(device, non_blocking=item.device.type == "cpu" and item.is_pinned())
+    if isinstance(item, PackedSequence):
+        return item.to(device)
+    if isinstance(item, Mapping):
+        moved = {key: _move(value, device) for key, value in item.items()}
+        if isinstance(item, MutableMapping) and type(item) is not dict:
+            clone = copy.copy(item)  # a mapping class may carry more than its entries
+            clone.update(moved)
+            return clone
+        return moved if type(item) is dict else type(item)(moved)  # pyright: ignore[reportCallIssue]
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*(_move(value, device) for value in item))
+    if type(item) in (list, tuple):
+        return type(item)(_move(value, device) for value in item)
+    move = getattr(item, "to", None)
+    return move(device) if callable(move) else item
+
+
+def _sizes(item: Any) -> Iterator[int]:
+    if isinstance(item, torch.Tensor):
+        if item.dim():
+            yield item.size(0)
+    elif isinstance(item, PackedSequence):
+        yield int(item.batch_sizes[0])
+    elif isinstance(item, Mapping):
+        yield from _sizes_of(item.values())
+    elif isinstance(item, list | tuple):
+        yield from _sizes_of(item)
+
+
+def _sizes_of(items: Iterable[Any]) -> Iterator[int]:
+    for item in items:
+        yield from _sizes(item)
+
+
+def _describe(batch: Batch) -> str:
+    kind = type(batch).__name__
+    if isinstance(batch, list | tuple):
+        return f"a {kind} of {[type(item).__name__ for item in batch[:4]]!r}"
+    if isinstance(batch, Mapping):
+        return f"a {kind} with the keys {list(batch)[:4]!r}"
+    return f"{batch!r}" if isinstance(batch, str | int | float | torch.Tensor) else f"a {kind}"

@@ -1,0 +1,129 @@
+"""The one way in which batches reach an op: a `Feed`, batches of a loader as a pure function of a key.
+
+`feed` decides from the loader's class which of the rooms' feeds serves it; nothing here loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from purestate.core._batch import Batch, batch_size, to_device
+from purestate.core._key import Key
+from purestate.data._loader import IterableFeed, MapFeed
+from purestate.data._memory import MemoryFeed, in_memory
+from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
+
+__all__ = ["Feed", "feed"]
+
+
+class Feed(Protocol):
+    """Batches of a loader as a pure function of a key.
+
+    Neither the loader nor its samplers, generators and dataset are moved, nor the process-wide generators, once an epoch
+    has ended or was closed. Batches are to be read, not written to: those of a list are the caller's own.
+    """
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Samples an epoch."""
+        ...
+
+    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+        """Return the batches of one epoch.
+
+        Args:
+            key: The epoch's own key: its order, per-sample seeds and worker seeds derive from it.
+            start: The first batch to give. Of a map-style dataset the samples before it are not loaded.
+
+        Returns:
+            An iterator; one that is left early has to be closed (`contextlib.closing`). A second epoch ends the first.
+        """
+        ...
+
+    def close(self) -> None:
+        """End workers that persist. A closed feed may be used again."""
+        ...
+
+
+class ListFeed:
+    """The feed of a list of batches, which come in the order of the list whatever the key."""
+
+    def __init__(self, batches: Sequence[Batch], device: torch.device | None) -> None:
+        if not batches:
+            raise EmptyLoaderError(f"Expected a list with at least one batch, got {batches!r}.")
+        if isinstance(batches, tuple) and all(isinstance(batch, torch.Tensor) for batch in batches):
+            raise BatchError(
+                f"Expected a loader, got a tuple of {len(batches)} tensors, which could be one batch or {len(batches)}.",
+                fix="Write [(x, y)] for one batch, or DataLoader(TensorDataset(x, y), batch_size=...) for many.",
+            )
+        self._batches = batches
+        self._device = device
+        self.batches = len(batches)
+        self.samples = sum(map(batch_size, batches))
+
+    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches from number ``start`` on."""
+        if len(self._batches) != self.batches:
+            raise BatchError(f"Expected {self.batches} batches, the length of the list before, but it has {len(self._batches)}.")
+        for batch in self._batches[start:]:
+            yield to_device(batch, self._device)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+
+def feed(loader: Any, *, device: torch.device | None = None) -> Feed:
+    """Return the feed of a loader.
+
+    Args:
+        loader: A `torch.utils.data.DataLoader`, map-style or iterable, or a list or tuple of batches. Never moved.
+        device: Where the batches are to be. None and the CPU leave them where they are.
+
+    Raises:
+        UnsupportedError: Something else was given, or the loader's class iterates in its own way.
+        EmptyLoaderError: The loader has no batch.
+        HiddenStateError: A sampler holds state that no key can set; some are found when the first epoch is drawn.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> loader = DataLoader(TensorDataset(torch.arange(5)), batch_size=2, shuffle=True)
+        >>> batches = feed(loader)
+        >>> batches.batches, batches.samples
+        (3, 5)
+        >>> order = [x.tolist() for (x,) in batches.epoch(Key.from_seed(0))]
+        >>> order == [x.tolist() for (x,) in batches.epoch(Key.from_seed(0))]
+        True
+        >>> order[2:] == [x.tolist() for (x,) in batches.epoch(Key.from_seed(0), start=2)]
+        True
+    """
+    if isinstance(loader, DataLoader):
+        _refuse_own_iteration(loader)
+        if isinstance(loader.dataset, IterableDataset):
+            return IterableFeed(loader, device)
+        return (MemoryFeed if in_memory(loader) else MapFeed)(loader, device)
+    if isinstance(loader, list | tuple):
+        return ListFeed(cast("Sequence[Batch]", loader), device)
+    raise UnsupportedError(
+        f"Expected a DataLoader or a list of batches, got {type(loader).__qualname__!r}.",
+        cause="The order and the randomness of anything else cannot be set from a key, nor can it be read twice.",
+        fix="Wrap it in a torch.utils.data.DataLoader (over an IterableDataset if need be), or pass list(loader).",
+    )
+
+
+def _refuse_own_iteration(loader: DataLoader[Any]) -> None:
+    for name in ("__iter__", "__len__", "_get_iterator"):
+        if getattr(type(loader), name) is not getattr(DataLoader, name):
+            raise UnsupportedError(
+                f"Expected a DataLoader, got {type(loader).__qualname__!r}, which has a {name} of its own.",
+                cause="What it does there would be left out, as an op iterates over the dataset with samplers of its own.",
+                fix="Move it to the dataset, the sampler or the collate_fn, or pass list(loader).",
+            )

@@ -1,0 +1,412 @@
+"""Batches of any `DataLoader`, loaded by a private one whose randomness comes from the key alone.
+
+Every sample is loaded under seeds of its own, so that its value does not depend on how many workers load, which samples
+were skipped, or what the training step drew in between. A map-style dataset is handed requests (the indices of a batch
+and their seeds) and an iterable one is seeded before each sample it gives. The user's dataset, collate function
+and worker function are called as they are; none of them is copied.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, IterDataPipe, default_collate, default_convert, get_worker_info
+
+from purestate.core._batch import Batch, to_device
+from purestate.core._key import Key, Tag
+from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
+from purestate.data._generators import find_generators, generator_state, seed_generator, set_generator_state
+from purestate.data._order import Order, loader_length
+from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
+
+__all__ = ["IterableFeed", "MapFeed"]
+
+_SEEDS_AT_ONCE = 256
+
+
+class Seeder:
+    """Seeds whatever a dataset draws from: the process-wide generators, and those it owns."""
+
+    def __init__(self, dataset: Any, collate_fn: Any) -> None:
+        self.generators = find_generators((dataset, collate_fn), "dataset")
+
+    def __call__(self, seed: int) -> None:
+        seed_all(seed)
+        if self.generators:
+            key = Key.from_seed(seed)
+            for i, generator in enumerate(self.generators):
+                seed_generator(generator, key.fold_in(i))
+
+    def states(self) -> tuple[GlobalStates, list[Any]]:
+        """Read all of them, without moving one."""
+        return global_states(), [generator_state(generator) for generator in self.generators]
+
+    def put_back(self, states: tuple[GlobalStates, list[Any]]) -> None:
+        """Set all of them to what `states` read."""
+        for generator, state in zip(self.generators, states[1], strict=True):
+            set_generator_state(generator, state)
+        put_back(states[0])
+
+
+@dataclass(slots=True)
+class _Request:
+    """What the private loader asks of the wrapped dataset in place of indices."""
+
+    indices: Any
+    seeds: list[int]
+    collate_seed: int
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """What the wrapped dataset gives to the wrapped collate function."""
+
+    data: Any
+    collate_seed: int
+
+
+class _Requests:
+    """The index sampler of the private loader: a list that is exchanged every epoch."""
+
+    def __init__(self) -> None:
+        self.order: list[Any] = []
+        self.key = Key(0, 0)
+        self.start = 0
+        self.batched = True
+
+    def __len__(self) -> int:
+        return len(self.order) - self.start
+
+    def __iter__(self) -> Iterator[_Request]:
+        sizes = [len(batch) if self.batched else 1 for batch in self.order]
+        ends = np.cumsum([0, *sizes]).tolist()
+        seeds = self.key.fold_in(Tag.SAMPLE).seeds(0, ends[-1] + 1)
+        for batch in range(self.start, len(self.order)):
+            own = seeds[ends[batch] : ends[batch + 1] + 1].tolist()
+            yield _Request(self.order[batch], own, Key.from_seed(own[0]).fold_in(Tag.WORKER).seed)
+
+
+class _MapSamples(Dataset[Any]):
+    """A map-style dataset that is asked by `_Request`."""
+
+    def __init__(self, dataset: Any, seeder: Seeder) -> None:
+        self.dataset = dataset
+        self.seeder = seeder
+
+    def __getitem__(self, request: _Request) -> _Loaded:
+        self.seeder(request.seeds[0])
+        return _Loaded(self.dataset[request.indices], request.collate_seed)
+
+    def __getitems__(self, request: _Request) -> _Loaded:
+        dataset, seeder = self.dataset, self.seeder
+        if getattr(dataset, "__getitems__", None):
+            seeder(request.seeds[0])
+            return _Loaded(dataset.__getitems__(request.indices), request.collate_seed)
+        samples: list[Any] = []
+        for index, seed in zip(request.indices, request.seeds, strict=False):
+            seeder(seed)
+            samples.append(dataset[index])
+        return _Loaded(samples, request.collate_seed)
+
+
+class _MapCollate:
+    """A collate function that is called under the seed of its batch; torch's own draw nothing and need none."""
+
+    def __init__(self, collate_fn: Callable[[Any], Any], seeder: Seeder) -> None:
+        self.collate_fn = collate_fn
+        self.seeder = None if collate_fn in (default_collate, default_convert) else seeder
+
+    def __call__(self, loaded: _Loaded) -> Batch:
+        if self.seeder is not None:
+            self.seeder(loaded.collate_seed)
+        return self.collate_fn(loaded.data)
+
+
+class _StreamSamples(IterableDataset[Any]):
+    """An iterable dataset each sample of which is made under a seed: by worker, and number within the worker."""
+
+    def __init__(self, dataset: Any, seeder: Seeder) -> None:
+        self.dataset = dataset
+        self.seeder = seeder
+        self.key = Key(0, 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        key = self.key.derive(Tag.WORKER, info.id if info else 0)
+        self.seeder(key.seed)
+        samples = iter(self.dataset)
+        for first in count(0, _SEEDS_AT_ONCE):
+            for seed in key.fold_in(Tag.SAMPLE).seeds(first, first + _SEEDS_AT_ONCE).tolist():
+                self.seeder(seed)
+                try:
+                    sample = next(samples)
+                except StopIteration:
+                    return
+                yield sample
+
+
+class _WorkerInit:
+    """What runs first in a worker: no signal but the main process ends it, and it is seeded from the key."""
+
+    def __init__(self, user_fn: Callable[[int], None] | None) -> None:
+        self.user_fn = user_fn
+        self.key = Key(0, 0)
+
+    def __call__(self, worker: int) -> None:
+        # a signal to the process group must not take the workers from under a main process that wants to save
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        info = get_worker_info()
+        assert info is not None
+        samples: Any = info.dataset
+        object.__setattr__(info, "dataset", samples.dataset)
+        samples.seeder(self.key.derive(Tag.WORKER, worker).seed)
+        if self.user_fn is not None:
+            self.user_fn(worker)
+
+
+class _Feed:
+    """What both kinds of loader share: the private loader, one epoch open at a time, the end of the workers."""
+
+    def __init__(self, loader: DataLoader[Any], device: torch.device | None, samples: Any, **sampling: Any) -> None:
+        self._device = device
+        self._seeder: Seeder = samples.seeder
+        self._worker_init = _WorkerInit(loader.worker_init_fn)
+        self._open: _Epoch | None = None
+        workers = loader.num_workers
+        self._loader: DataLoader[Any] = DataLoader(
+            samples,
+            num_workers=workers,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=self._worker_init,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=torch.Generator(),
+            prefetch_factor=loader.prefetch_factor if workers else None,
+            **sampling,
+        )
+        if workers:
+            _WITH_WORKERS.add(self)
+
+    def _start(self, key: Key) -> _Epoch:
+        if self._open is not None:
+            self._open.replace()
+        self._worker_init.key = key
+        self._loader.generator.manual_seed(key.fold_in(Tag.WORKER).seed)
+        self._open = _Epoch(self._loader, self._seeder, self._device)
+        return self._open
+
+    def close(self) -> None:
+        """End the open epoch, and the workers."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        _end_workers(self._loader._iterator)
+        self._loader._iterator = None
+
+
+class MapFeed(_Feed):
+    """The feed of a map-style loader. See `purestate.data._feed.Feed`.
+
+    The sample at position ``i`` of an epoch is loaded under ``key.derive(Tag.SAMPLE, i)``. A dataset with a
+    ``__getitems__`` of its own loads a batch at once, under the seed of the batch's first sample.
+
+    A dataset that keeps something else between samples than generators, such as a counter, is not noticed.
+    """
+
+    def __init__(self, loader: DataLoader[Any], device: torch.device | None) -> None:
+        self._order = Order(loader)
+        self._requests = _Requests()
+        self._requests.batched = loader.batch_sampler is not None
+        collate_fn: Any = loader.collate_fn
+        samples = _MapSamples(loader.dataset, Seeder(loader.dataset, collate_fn))
+        sampling = {"batch_sampler": self._requests} if self._requests.batched else {"sampler": self._requests, "batch_size": None}
+        super().__init__(
+            loader,
+            device,
+            samples,
+            collate_fn=_MapCollate(collate_fn, samples.seeder),
+            persistent_workers=loader.persistent_workers,
+            **sampling,
+        )
+        self.batches = self._order.batches
+        self.samples = self._order.samples()
+
+    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+        """Return an iterator over the batches of the epoch of a key from number ``start`` on.
+
+        Close it where it is left early: with ``num_workers=0`` the process-wide generators are put back when it ends.
+        """
+        order = self._order.draw(key)
+        self._requests.order, self._requests.key, self._requests.start = order, key, start
+        return self._start(key)
+
+
+class IterableFeed(_Feed):
+    """The feed of a loader over an `IterableDataset`. See `purestate.data._feed.Feed`.
+
+    The order is the dataset's own, and depends on the number of workers. Workers are started anew for every epoch, from
+    the dataset as it is in the main process; without workers a dataset that changes while it is iterated over (a list
+    shuffled in place) is changed for the next epoch, which is not noticed. ``start`` loads and drops what it skips.
+    """
+
+    def __init__(self, loader: DataLoader[Any], device: torch.device | None) -> None:
+        if isinstance(loader.dataset, IterDataPipe):
+            raise UnsupportedError(
+                f"Expected a dataset, got the data pipe {type(loader.dataset).__qualname__!r}.",
+                cause="Data pipes share random state among themselves in a way that no key can set.",
+                fix="Write it as an IterableDataset, or give a list of batches.",
+            )
+        self._expected = loader_length(loader) if hasattr(loader.dataset, "__len__") else None
+        self._counts: tuple[int, int] | None = None
+        self._stream = _StreamSamples(loader.dataset, Seeder(loader.dataset, loader.collate_fn))
+        super().__init__(
+            loader,
+            device,
+            self._stream,
+            collate_fn=loader.collate_fn,
+            batch_size=loader.batch_size,
+            drop_last=loader.drop_last,
+        )
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch: the loader's length; for a dataset without one, counted by going through it once."""
+        if self._expected is None:
+            self._expected = sum(1 for _ in self.epoch(Key(0, 0)))
+        return self._expected
+
+    @property
+    def samples(self) -> int:
+        """Samples an epoch, as far as the length tells; an incomplete last batch without a length counts in full."""
+        size = self._loader.batch_size or 1
+        dataset: Any = self._stream.dataset
+        if hasattr(dataset, "__len__") and not self._loader.drop_last and self._loader.batch_size is not None:
+            return len(dataset)
+        return self.batches * size
+
+    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+        """Return an iterator over the batches of the epoch of a key from number ``start`` on."""
+        self._stream.key = key
+        return _Counted(self._start(key), self._expected, start)
+
+
+class _Epoch(Iterator[Batch]):
+    """One pass over a private loader.
+
+    No ``__del__``, unlike a generator function: what the caller's generators held is put back when the pass ends, fails
+    or is closed, never at the odd moment at which a traceback that holds it is let go.
+    """
+
+    def __init__(self, loader: DataLoader[Any], seeder: Seeder, device: torch.device | None) -> None:
+        self._loader = loader
+        self._seeder = seeder
+        self._device = device
+        self._batches: Any = None
+        self._states: Any = None
+        self._closed = self._replaced = False
+
+    def __next__(self) -> Batch:
+        if self._replaced:
+            raise BatchError(
+                "Expected one epoch of a feed at a time, but another one was begun before this one ended.",
+                fix="Make a second feed of the loader.",
+            )
+        if self._closed:
+            raise StopIteration
+        try:
+            if self._batches is None:
+                if self._loader.num_workers == 0:
+                    self._states = self._seeder.states()
+                self._batches = iter(self._loader)
+            return to_device(next(self._batches), self._device)
+        except BaseException:
+            self.close()
+            raise
+
+    def replace(self) -> None:
+        """Close the pass because another one begins; where it had not ended, going on with it is an error."""
+        self._replaced = not self._closed
+        self.close()
+
+    def close(self) -> None:
+        """End the pass: put the generators back, end workers that do not persist. Nothing where it has ended."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._states is not None:
+            self._seeder.put_back(self._states)
+        if not self._loader.persistent_workers:
+            _end_workers(self._batches)
+        self._batches = None
+
+
+class _Counted(Iterator[Batch]):
+    """An epoch whose number of batches must be the expected one, and whose first batches are dropped."""
+
+    def __init__(self, epoch: _Epoch, expected: int | None, start: int) -> None:
+        self._epoch = epoch
+        self._expected = expected
+        self._start = start
+        self._given = 0
+
+    def __next__(self) -> Batch:
+        while True:
+            try:
+                batch = next(self._epoch)
+            except StopIteration:
+                self._check_end()
+                raise
+            self._given += 1
+            if self._expected is not None and self._given > self._expected:
+                self.close()
+                raise self._mismatch("at least ")
+            if self._given > self._start:
+                return batch
+
+    def close(self) -> None:
+        """End the epoch."""
+        self._epoch.close()
+        self._expected = self._given = 1
+
+    def _check_end(self) -> None:
+        if self._given == 0:
+            raise EmptyLoaderError("Expected a loader with at least one batch, but its dataset gave none.")
+        if self._expected is not None and self._given != self._expected:
+            raise self._mismatch("")
+
+    def _mismatch(self, bound: str) -> BatchError:
+        return BatchError(
+            f"Expected {self._expected} batches, the length of the loader, but it gave {bound}{self._given}.",
+            cause="The dataset's __len__ counts something else, or workers that share it leave incomplete batches.",
+            fix="Let __len__ give what __iter__ yields, or leave __len__ out to have the batches counted.",
+        )
+
+
+_WITH_WORKERS: weakref.WeakSet[_Feed] = weakref.WeakSet()
+
+
+def _end_workers(batches: Any) -> None:
+    """Ask workers to end, and kill those that do not: they ignore SIGTERM, which is all that torch would send."""
+    if not hasattr(batches, "_shutdown_workers"):
+        return
+    batches._shutdown_workers()
+    for worker in batches._workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+@atexit.register
+def _close_all() -> None:
+    # before multiprocessing's own exit function, which would wait for workers that ignore its SIGTERM
+    for feed in list(_WITH_WORKERS):
+        feed.close()
