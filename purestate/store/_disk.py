@@ -192,8 +192,8 @@ def _check_format(layout: Layout) -> bool:
         ) from None
     if type(version) is not int or version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"The store {os.fspath(layout.root)!r} has format {version!r}; this version of purestate reads up to {FORMAT_VERSION}.",
-            cause="It was written by a newer version.",
+            f"The store {os.fspath(layout.root)!r} has format {version!r}, and this version reads up to {FORMAT_VERSION}.",
+            cause="It was written by a newer version of purestate.",
             fix="Upgrade purestate, or use another folder.",
             path=os.fspath(layout.root),
             expected=FORMAT_VERSION,

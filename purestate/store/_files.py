@@ -44,7 +44,8 @@ def write_error(path: Path, what: str, cause: str, code: int | None) -> StoreWri
     """Return the error for a failed write, with the way out if the system's error number tells it."""
     if code is None:  # TensorStore reports the system's errors as texts
         code = next((number for number in _ADVICE if os.strerror(number) in cause), None)
-    error = StoreWriteError(f"Cannot write {what} at {os.fspath(path)!r}.", cause=cause, fix=_ADVICE.get(code or 0), path=os.fspath(path))
+    place = os.fspath(path)
+    error = StoreWriteError(f"Cannot write {what} at {place!r}.", cause=cause, fix=_ADVICE.get(code or 0), path=place)
     error.errno = code
     return error
 

@@ -20,7 +20,7 @@ from purestate.errors import CorruptItemError, MissingSnapshotError, MutatedStat
 from purestate.store._files import make_folder, unique, writing
 from purestate.store._layout import ITEM_META, Layout
 from purestate.store._tensors import LeafMeta, copy_bytes, describe, empty, from_bytes, place
-from purestate.store._writer import Writer
+from purestate.store._writer import Folder, Order, Writer
 
 __all__ = ["Items", "corrupt", "read_leaves", "unknown_leaf"]
 
@@ -62,32 +62,23 @@ class Items:
 
     def _write(self, group: dict[str, Tree]) -> None:
         what = f"{len(group)} item{'s' * (len(group) > 1)}"
-        folders: list[dict[str, Any]] = []
-        offset = 0
+        folders: list[Folder] = []
+        size = 0
         for digest, leaves in group.items():
-            final = self._layout.item(digest)
             metas = {name: describe(name, leaf) for name, leaf in leaves.items()}
-            offsets, offset = place(metas, offset)
-            folders.append(
-                {
-                    "tmp": os.fspath(self._layout.items / unique("tmp")),
-                    "final": os.fspath(final),
-                    "meta": {"format": 1, "leaves": metas},
-                    "meta_name": ITEM_META,
-                    "seal": False,
-                    "arrays": [[name, metas[name].key, metas[name].stored, metas[name].stored_shape, at] for name, at in offsets.items()],
-                }
-            )
+            arrays, size = place(metas, size)
+            tmp, final = self._layout.items / unique("tmp"), self._layout.item(digest)
+            folders.append(Folder(os.fspath(tmp), os.fspath(final), ITEM_META, {"format": 1, "leaves": {}}, False, arrays))
 
         def fill(memory: memoryview) -> None:
             for folder, (digest, leaves) in zip(folders, group.items(), strict=True):
-                folder["meta"]["leaves"] = _copy(memory, folder, leaves, digest)
+                folder.meta["leaves"] = _copy(memory, folder, leaves, digest)
 
-        sync = list(dict.fromkeys(self._layout.item(digest).parent for digest in group))
+        parents = list(dict.fromkeys(self._layout.item(digest).parent for digest in group))
         with writing(self._layout.items, what):
-            for path in sync:
+            for path in parents:
                 make_folder(path)
-        self._writer.submit(folders, offset, fill, self._layout.items, what, sync=sync).result()
+        self._writer.submit(Order(self._layout.items, what, folders, size, fill, parents)).result()
 
 
 def read_leaves(folder: Path, metas: Mapping[str, LeafMeta], what: str, digest: str | None = None) -> dict[str, torch.Tensor]:
@@ -120,23 +111,25 @@ def unknown_leaf(name: str, known: Iterable[str], what: str) -> TreeMismatchErro
     """Return the error for a leaf that an item does not have."""
     known = sorted(known)
     return TreeMismatchError(
-        f"{what[0].upper()}{what[1:]} has no leaf {name!r}.", cause=f"It has {', '.join(known[:8])}{', …' * (len(known) > 8)}.", path=name
+        f"{what[0].upper()}{what[1:]} has no leaf {name!r}.",
+        cause=f"It has {', '.join(known[:8])}{', …' * (len(known) > 8)}.",
+        path=name,
     )
 
 
-def _copy(memory: memoryview, folder: dict[str, Any], leaves: Tree, digest: str) -> dict[str, dict[str, Any]]:
+def _copy(memory: memoryview, folder: Folder, leaves: Tree, digest: str) -> dict[str, dict[str, Any]]:
     """Copy the leaves of an item to where the writer reads them, and return what is noted of each.
 
     What is hashed is the copy: a leaf that is changed meanwhile cannot be stored under another content's name.
     """
-    offsets = {name: at for name, *_, at in folder["arrays"]}
+    offsets = {name: at for name, *_, at in folder.arrays}
     metas: dict[str, LeafMeta] = {}
-    for name, meta in folder["meta"]["leaves"].items():
+    for name, leaf in leaves.items():
+        meta = describe(name, leaf)
         if name in offsets:
-            copy_bytes(leaves[name], memory, offsets[name])
-            metas[name] = dataclasses.replace(meta, hash=leaf_hash(from_bytes(memory, offsets[name], meta)))
-        else:
-            metas[name] = dataclasses.replace(meta, hash=leaf_hash(leaves[name]))
+            copy_bytes(leaf, memory, offsets[name])
+            leaf = from_bytes(memory, offsets[name], meta)
+        metas[name] = dataclasses.replace(meta, hash=leaf_hash(leaf))
     if (actual := tree_hash({name: meta.hash for name, meta in metas.items()})) != digest:
         raise MutatedStateError(
             f"Expected leaves that hash to {short(digest)}, got {short(actual)}: they changed after they were hashed.",

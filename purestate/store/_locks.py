@@ -149,7 +149,7 @@ _all: weakref.WeakSet[FileLock] = weakref.WeakSet()
 def _after_fork() -> None:
     # Otherwise a loader worker that outlives a killed trainer would keep its checkpoint locked.
     for lock in list(_all):
-        lock._forget()  # noqa: SLF001
+        lock._forget()
 
 
 os.register_at_fork(after_in_child=_after_fork)

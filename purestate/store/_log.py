@@ -15,7 +15,7 @@ from purestate.errors import CorruptLogError, StoreLockedError
 from purestate.store._files import append_line, make_folder, unique, write_file, writing
 from purestate.store._layout import Layout
 from purestate.store._locks import FileLock
-from purestate.store._record import EMPTY_HEAD, BadLine, Record, decode, encode, torn_tail
+from purestate.store._record import EMPTY_HEAD, BadLineError, Record, decode, encode, torn_tail
 
 __all__ = ["DiskLog", "not_locked"]
 
@@ -115,7 +115,7 @@ class DiskLog:
         whole = len(data) - torn_tail(data)
         try:
             self._records.extend(decode(data[:whole], len(self._records), self.head))
-        except BadLine as error:
+        except BadLineError as error:
             raise _corrupt(self.id, self.path, len(self._records) + error.number, str(error)) from None
         self._offset += whole
         self._file = (status.st_dev, status.st_ino)

@@ -198,4 +198,5 @@ def _checked(leaves: Tree, digest: str) -> dict[str, torch.Tensor]:
 
 
 def _missing(digest: str, what: str) -> MissingSnapshotError:
-    return MissingSnapshotError(f"{what[0].upper()}{what[1:]} is not in the store: there is no item {short(digest)}.", digest=digest)
+    problem = f"{what[0].upper()}{what[1:]} is not in the store: there is no item {short(digest)}."
+    return MissingSnapshotError(problem, digest=digest)

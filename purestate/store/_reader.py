@@ -37,20 +37,22 @@ def read_arrays(folder: Path, leaves: Mapping[str, LeafMeta]) -> dict[str, torch
     import tensorstore as ts
 
     context = ts.Context()
-    base = {"driver": "file", "path": f"{folder}/"}
+
+    def spec(leaf: LeafMeta) -> dict[str, Any]:
+        base = {"driver": "file", "path": f"{folder}/"}
+        return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{leaf.key}/"}}
+
     # All are opened, then all are read: TensorStore overlaps what is started and not yet asked for.
-    opened = {
-        name: ts.open({"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{leaf.key}/"}}, open=True, context=context)
-        for name, leaf in leaves.items()
-    }
+    opened = {name: ts.open(spec(leaf), open=True, context=context) for name, leaf in leaves.items()}
     started = {name: _start(name, future, leaves[name]) for name, future in opened.items()}
     return {name: from_numpy(_wait(name, future), leaves[name]) for name, future in started.items()}
 
 
 def _start(name: str, future: Any, leaf: LeafMeta) -> Any:
     array = _wait(name, future)
-    if (list(array.shape), array.dtype.name) != (leaf.stored_shape, leaf.stored):
-        raise UnreadableLeafError(name, f"expected {leaf.stored} of shape {leaf.stored_shape}, got {array.dtype.name} of shape {list(array.shape)}")
+    shape, dtype = list(array.shape), array.dtype.name
+    if (shape, dtype) != (leaf.stored_shape, leaf.stored):
+        raise UnreadableLeafError(name, f"expected {leaf.stored} of shape {leaf.stored_shape}, got {dtype} of shape {shape}")
     return array.read()
 
 

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from purestate.errors import UnsupportedError
 
-__all__ = ["EMPTY_HEAD", "BadLine", "Record", "decode", "encode", "seal", "to_json", "torn_tail", "unseal"]
+__all__ = ["EMPTY_HEAD", "BadLineError", "Record", "decode", "encode", "seal", "to_json", "torn_tail", "unseal"]
 
 EMPTY_HEAD = "0" * 64
 """The head of a log without a record."""
@@ -86,7 +86,7 @@ class Record:
         return f"Record(seq={self.seq}, kind={self.kind!r}, digest={self.digest[:8]!r})"
 
 
-class BadLine(ValueError):
+class BadLineError(ValueError):
     """A line does not verify; ``number`` counts from 1 within the bytes that were given."""
 
     def __init__(self, number: int, reason: str) -> None:
@@ -121,7 +121,7 @@ def decode(data: bytes, seq: int = 0, prev: str = EMPTY_HEAD) -> Iterator[Record
         prev: Digest of the record before it.
 
     Raises:
-        BadLine: A line is damaged, or not the one that follows.
+        BadLineError: A line is damaged, or not the one that follows.
     """
     before = prev.encode("ascii")
     lines = data.split(b"\n")
@@ -129,10 +129,10 @@ def decode(data: bytes, seq: int = 0, prev: str = EMPTY_HEAD) -> Iterator[Record
     for number, line in enumerate(lines):
         rest = line[_REST:]
         if not rest.startswith(b'"prev":"%b","seq":%d,"kind":"' % (before, seq + number)) or not line.startswith(_OPEN):
-            raise BadLine(number + 1, f"it does not follow record {before[:8].decode()} as number {seq + number}")
+            raise BadLineError(number + 1, f"it does not follow record {before[:8].decode()} as number {seq + number}")
         before = line[_DIGEST]
         if blake3(rest).hexdigest().encode("ascii") != before or line[75:_REST] != _CLOSE:
-            raise BadLine(number + 1, "its bytes differ from its digest")
+            raise BadLineError(number + 1, "its bytes differ from its digest")
         yield Record(seq + number, line)
 
 

@@ -25,7 +25,7 @@ from purestate.store._items import corrupt, read_leaves
 from purestate.store._layout import RESUME_META, Layout
 from purestate.store._record import to_json, unseal
 from purestate.store._tensors import LeafMeta, copy_bytes, describe, place
-from purestate.store._writer import Job, Writer
+from purestate.store._writer import Folder, Job, Order, Writer
 
 __all__ = ["ResumePoints"]
 
@@ -44,30 +44,25 @@ class ResumePoints:
         what = f"a resume point of checkpoint {id!r}"
         flat = {_key(i, name): tensor for i, tree in enumerate(leaves.values()) for name, tensor in tree.items()}
         metas = {key: describe(key, tensor) for key, tensor in flat.items()}
-        offsets, size = place(metas, 0)
+        arrays, size = place(metas, 0)
         parent = self._layout.resume(id)
         with writing(parent, what):
             make_folder(parent)
-            number = max([*_generations(parent), self._last[id][0] if id in self._last else 0, 0]) + 1
-        folder = {
-            "tmp": os.fspath(parent / unique("tmp")),
-            "final": os.fspath(self._layout.generation(id, number)),
-            "meta": {
-                "format": 1,
-                "body": body,
-                "trees": {name: list(tree) for name, tree in leaves.items()},
-                "leaves": {key: dataclasses.asdict(meta) for key, meta in metas.items()},
-            },
-            "meta_name": RESUME_META,
-            "seal": True,
-            "arrays": [[key, metas[key].key, metas[key].stored, metas[key].stored_shape, at] for key, at in offsets.items()],
+            number = max([*_generations(parent), self._last[id][0] if id in self._last else 0]) + 1
+        meta = {
+            "format": 1,
+            "body": body,
+            "trees": {name: list(tree) for name, tree in leaves.items()},
+            "leaves": {key: dataclasses.asdict(meta) for key, meta in metas.items()},
         }
+        tmp, final = parent / unique("tmp"), self._layout.generation(id, number)
+        folder = Folder(os.fspath(tmp), os.fspath(final), RESUME_META, meta, True, arrays)
 
         def fill(memory: memoryview) -> None:
-            for key, at in offsets.items():
+            for key, *_, at in arrays:
                 copy_bytes(flat[key], memory, at)
 
-        job = self._writer.submit([folder], size, fill, parent, what, sync=[parent], prune=parent)
+        job = self._writer.submit(Order(parent, what, [folder], size, fill, [parent], prune=parent))
         self._last[id] = number, job
         return job
 

@@ -72,14 +72,18 @@ def describe(name: str, tensor: torch.Tensor) -> LeafMeta:
     return LeafMeta(escape(name), dtype, list(tensor.shape), dtype if dtype in _NATIVE else "uint8", "")
 
 
-def place(leaves: Mapping[str, LeafMeta], start: int) -> tuple[dict[str, int], int]:
-    """Return at which byte each leaf that has elements goes, from ``start`` on, and where they end."""
-    offsets: dict[str, int] = {}
+def place(leaves: Mapping[str, LeafMeta], start: int) -> tuple[list[tuple[str, str, str, list[int], int]], int]:
+    """Lay out, from byte ``start`` on, the leaves that have elements.
+
+    Returns:
+        ``(arrays, end)``: of each ``(name, key, stored dtype, stored shape, offset)``, and where the last one ends.
+    """
+    arrays: list[tuple[str, str, str, list[int], int]] = []
     for name, leaf in leaves.items():
         if leaf.size:
-            offsets[name] = start
+            arrays.append((name, leaf.key, leaf.stored, leaf.stored_shape, start))
             start += -(-leaf.size // _ALIGNMENT) * _ALIGNMENT
-    return offsets, start
+    return arrays, start
 
 
 def copy_bytes(tensor: torch.Tensor, memory: memoryview, offset: int) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import mmap
 import os
@@ -23,11 +24,9 @@ from typing import IO, TYPE_CHECKING, Any
 from purestate.store._files import write_error
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from purestate.errors import StoreWriteError
 
-__all__ = ["Job", "Writer"]
+__all__ = ["Folder", "Job", "Order", "Writer"]
 
 _SCRIPT = Path(__file__).with_name("_worker.py")
 
@@ -71,8 +70,39 @@ class _Process:
         self.errors.close()
 
 
+@dataclasses.dataclass
+class Folder:
+    """A folder of arrays to write. Its fields are those of a request (see `_worker`)."""
+
+    tmp: str
+    final: str
+    meta_name: str
+    meta: dict[str, Any]
+    seal: bool
+    arrays: list[tuple[str, str, str, list[int], int]]
+
+
+@dataclasses.dataclass
+class Order:
+    """Folders that are written together."""
+
+    path: Path
+    """What is written, for errors."""
+    what: str
+    """The same for people."""
+    folders: list[Folder]
+    size: int
+    """Bytes of all arrays."""
+    fill: Callable[[memoryview], None]
+    """Copies the arrays into the memory that it is given."""
+    sync: list[Path]
+    """Folders whose entries change."""
+    prune: Path | None = None
+    """Folder of which only the two newest generations stay."""
+
+
 class Job:
-    """What the writer process was asked to do."""
+    """An order that was handed over."""
 
     def __init__(self, writer: Writer, path: Path, what: str) -> None:
         self._writer = writer
@@ -116,39 +146,29 @@ class Writer:
         with self._own():
             self._running()
 
-    def submit(self, folders: list[dict[str, Any]], size: int, fill: Callable[[memoryview], None], path: Path, what: str, *, sync: list[Path], prune: Path | None = None) -> Job:
-        """Hand a job over; the arrays may change as soon as this returns.
-
-        Args:
-            folders: What to write (see `_worker`).
-            size: Bytes of all arrays.
-            fill: Copies the arrays into the memory that it is given.
-            path: What is written, for errors.
-            what: The same for people.
-            sync: Folders whose entries change.
-            prune: Folder of which only the two newest generations stay.
+    def submit(self, order: Order) -> Job:
+        """Hand an order over; its tensors may change as soon as this returns.
 
         Raises:
             StoreWriteError: There is no memory, or no process could be started.
 
         Effects:
-            Shared memory, freed by the kernel when neither process has it open.
+            Takes shared memory, which the kernel frees when neither process has it open.
         """
-        job = {"sync": [os.fspath(path) for path in sync], "prune": prune and os.fspath(prune)}
         try:
             fd = _scratch()
             try:
-                offset, length = _pack(fd, size, fill, folders, job)
+                place = _pack(fd, order)
                 with self._own():
                     running = self._running()
-                    send_fds(running.channel, [struct.pack("!QQ", offset, length)], [fd])
-                    handle = Job(self, path, what)
-                    running.waiting.append(handle)
-                    return handle
+                    send_fds(running.channel, [struct.pack("!QQ", *place)], [fd])
+                    job = Job(self, order.path, order.what)
+                    running.waiting.append(job)
+                    return job
             finally:
                 os.close(fd)
         except OSError as error:
-            raise write_error(path, what, f"{type(error).__name__}: {error}.", error.errno) from error
+            raise write_error(order.path, order.what, f"{type(error).__name__}: {error}.", error.errno) from error
 
     def poll(self, job: Job) -> bool:
         """Return whether a job is answered, without waiting."""
@@ -229,18 +249,23 @@ def _scratch() -> int:
         return os.dup(file.fileno())
 
 
-def _pack(fd: int, size: int, fill: Callable[[memoryview], None], folders: list[dict[str, Any]], job: dict[str, Any]) -> tuple[int, int]:
-    """Write arrays and job into the file; return where the job is."""
-    if size:
-        os.ftruncate(fd, size)
-        with mmap.mmap(fd, size) as memory, memoryview(memory) as view:
-            fill(view)
-    # After `fill`: it may still enter into the job what it learns while it copies.
-    text = json.dumps({"folders": folders, **job}).encode("ascii")
+def _pack(fd: int, order: Order) -> tuple[int, int]:
+    """Write the arrays and the order itself into the file; return where the latter is."""
+    if order.size:
+        os.ftruncate(fd, order.size)
+        with mmap.mmap(fd, order.size) as memory, memoryview(memory) as view:
+            order.fill(view)
+    text = json.dumps(  # after `fill`, which may still note in a folder what it learns while it copies
+        {
+            "folders": [dataclasses.asdict(folder) for folder in order.folders],
+            "sync": [os.fspath(path) for path in order.sync],
+            "prune": order.prune and os.fspath(order.prune),
+        }
+    ).encode("ascii")
     done = 0
     while done < len(text):
-        done += os.pwrite(fd, text[done:], size + done)
-    return size, len(text)
+        done += os.pwrite(fd, text[done:], order.size + done)
+    return order.size, len(text)
 
 
 def _abandon(processes: list[_Process]) -> None:
