@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import builtins
 import re
+from pathlib import Path
 
 import pytest
 
 from purestate import errors
 from purestate.errors import PureStateError
 
+ROOT = Path(errors.__file__).parent
 CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, PureStateError)]
 BASES = {
     "PureStateError": "Exception",
@@ -97,3 +99,9 @@ def test_the_message_is_problem_cause_fix(cls):
     assert str(cls("problem", cause="cause", fix="fix")) == "problem\ncause\nfix"
     assert str(cls("problem", fix="fix")) == "problem\nfix"
     assert str(cls("problem")) == "problem"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not PureStateError])
+def test_somebody_raises_it(cls):
+    sources = (path.read_text() for path in ROOT.rglob("*.py") if path.name != "errors.py")
+    assert any(re.search(rf"\b{cls.__name__}\(", source) for source in sources)
