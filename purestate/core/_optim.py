@@ -9,7 +9,7 @@ elsewhere, such as a tensor ``lr``, are named by place: ``optimizer.param_groups
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,9 @@ __all__ = [
 ROOT = "optimizer"
 HOUSEKEEPING = frozenset(
     {
-        "state",  # written on its own, by parameter name
+        "state",  # this and the next two are written on their own
         "param_groups",
+        "defaults",
         "step",  # the counting wrapper that a scheduler puts there
         "_zero_grad_profile_name",
         "_warned_capturable_if_run_uncaptured",
@@ -64,6 +65,7 @@ class OptimizerSurvey(Survey):
 
     def __init__(self, optimizer: Optimizer, params: Mapping[str, torch.Tensor]) -> None:
         self.names = {id(param): name for name, param in params.items()}
+        self._groups: set[int] = set()
         super().__init__(self.names)
         self.object(optimizer, ROOT)
 
@@ -71,18 +73,23 @@ class OptimizerSurvey(Survey):
         """Enter an object's attributes; of an optimizer, its state and groups too."""
         if not isinstance(thing, Optimizer):
             return super().object(thing, place, skip)
-        unmoved = isinstance(thing.defaults, _Defaults) and thing.defaults == thing.defaults.built
-        super().object(thing, place, HOUSEKEEPING | {"defaults"} if unmoved else HOUSEKEEPING)
-        groups = [self._group(group, f"{place}.param_groups[{i}]") for i, group in enumerate(thing.param_groups)]
+        own: dict[str, Json] = {}
+        if any(id(group) not in self._groups for group in thing.param_groups):  # else they belong to the optimizer around it
+            self._groups.update(map(id, thing.param_groups))
+            own["param_groups"] = [self._group(group, f"{place}.param_groups[{i}]") for i, group in enumerate(thing.param_groups)]
+        if not isinstance(thing.defaults, _Defaults) or thing.defaults != thing.defaults.built:
+            own["defaults"] = self.value(dict(thing.defaults), f"{place}.defaults")
+        super().object(thing, place, HOUSEKEEPING)
         prefix = "state" if place == ROOT else f"{escape(place)}/state"
-        by_param, by_key = {}, {}
+        by_param: dict[str, Json] = {}
+        by_key: dict[str, Json] = {}
         for key, slots in thing.state.items():
             if isinstance(key, str):  # user classes keep what belongs to no parameter under a name
                 by_key[key] = self.value(slots, f"{place}.state[{key!r}]")
             else:
                 name = self._name(key, place)
                 by_param[name] = self._slots(slots, f"{prefix}/{escape(name)}")
-        self.values[place] |= {"param_groups": groups, "state": by_param, **({"named_state": by_key} if by_key else {})}
+        self.values[place] |= {**own, "state": by_param, **({"named_state": by_key} if by_key else {})}
         return None
 
     def _group(self, group: dict[str, Any], place: str) -> dict[str, Json]:
@@ -177,22 +184,25 @@ def write_optimizer(optimizer: Optimizer, component: Component, params: Mapping[
     sources = Sources({**own(component.leaves), **survey.built})
     values = component.skeleton["objects"]
     if not component.skeleton.get("groups_only"):
-        write(survey, values, sources, HOUSEKEEPING | {"defaults"})
+        write(survey, values, sources, HOUSEKEEPING)
+    had = {name for kept in values.values() for group in kept.get("param_groups", ()) for name in group["params"]}
     for place, target in survey.objects.items():
         if not isinstance(target, Optimizer):
             continue
         kept, built = values[place], survey.values[place]
-        _check_groups(place, kept["param_groups"], built["param_groups"])
-        write_groups(target, kept["param_groups"], sources)
+        if "param_groups" in kept:
+            _check_groups(place, kept["param_groups"], built.get("param_groups", []))
+            write_groups(target, kept["param_groups"], sources)
         if "defaults" in kept:
             target.defaults.update(join(kept["defaults"], sources))
         if "state" in kept:
-            _write_state(target, kept, sources, params)
+            _write_state(target, kept, had, sources, params)
 
 
-def _write_state(optimizer: Optimizer, kept: Mapping[str, Json], sources: Sources, params: Mapping[str, nn.Parameter]) -> None:
+def _write_state(
+    optimizer: Optimizer, kept: Mapping[str, Json], had: Collection[str], sources: Sources, params: Mapping[str, nn.Parameter]
+) -> None:
     """Replace the state of the parameters that the kept optimizer had; others keep what the constructor gave them."""
-    had = {name for group in kept["param_groups"] for name in group["params"]}
     state = {name: optimizer.state[param] for name, param in params.items() if param in optimizer.state and name not in had}
     state |= {name: join(slots, sources) for name, slots in kept["state"].items() if name in params}
     optimizer.state.clear()
@@ -217,7 +227,7 @@ def _check_groups(place: str, kept: Sequence[Json], built: Sequence[Json]) -> No
     raise TreeMismatchError(
         f"{place} was kept with {len(kept)} parameter groups and is built with {len(built)}"
         + (f"; {', '.join(map(repr, moved))} changed the group." if moved else "."),
-        cause="The optimizer's function groups the parameters in another way than when it was set up, or all of a group are frozen.",
+        cause="The optimizer's function groups the parameters in another way than at setup, or all of a group are frozen.",
         fix="Set the optimizer up again: ps.setup(state, optimizer_fn=...).",
         path=place,
         expected=[group["params"] for group in kept],
@@ -265,8 +275,10 @@ def with_moments_of(last: Component, best: Component | None) -> Component:
         best: From the best epoch; None if that was before the first step of a fresh optimizer. Then state and attributes
             are those that the factory builds.
     """
-    kept = {"groups_only": True, "objects": {place: {} for place in last.skeleton["objects"]}} if best is None else best.skeleton
-    objects = dict(kept["objects"])
+    kept: Json = {"groups_only": True, "objects": {place: {} for place in last.skeleton["objects"]}}
+    if best is not None:
+        kept = best.skeleton
+    objects: dict[str, Json] = dict(kept["objects"])
     for place, values in last.skeleton["objects"].items():
         if "param_groups" in values:
             objects[place] = {**objects[place], "param_groups": values["param_groups"]}

@@ -9,7 +9,7 @@ come from the factory. With all counters restored torch finds nothing to warn ab
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
