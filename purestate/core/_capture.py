@@ -1,0 +1,364 @@
+"""A step captured once for each kind of batch and replayed from then on, with the same bits.
+
+`Runner` calls a pure step. After a call or more of a kind of batch it traces the step to a graph of aten operators
+(`torch.fx.experimental.proxy_tensor.make_fx`), writes the graph as one Python function and calls that. Replaying leaves out
+Python, autograd and the module, and computes the same operators in the same order. It is believed only as far as it was
+compared: see `Runner`. Optimizers are not captured here.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor
+
+from purestate.core._hidden import Attributes
+from purestate.core._replay import Layout, Replay, written_out
+from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
+from purestate.core._step import Step, StepOutput
+from purestate.errors import CaptureMismatchError
+
+__all__ = ["Runner"]
+
+_MOST_SIGNATURES = 8
+_OTHER_SEED = 0x9E3779B97F4A7C15
+_PLAIN = (int, float, str, bool, bytes, type(None))
+Tensors = Mapping[str, Tensor]
+
+
+class _CannotCaptureError(Exception):
+    """The step cannot be captured; the text says why."""
+
+
+@dataclass
+class _Entry:
+    """What is known of one kind of batch."""
+
+    calls: int = 0
+    replay: Replay | None = None
+    compared: int = -1
+    """The generation of `Runner.start_epoch` in which it was last compared; -1 before the first call after capture."""
+
+
+class Runner:
+    """Calls a step: captured and replayed where that gives the same bits, as it is where not.
+
+    A captured step is compared with the uncaptured one, bit for bit, in loss, gradients, buffers, written parameters,
+    metrics and generators: when it is captured, under another seed, at the next call of that kind of batch, and in epochs
+    1, 2, 4, 8 and so on. Comparing runs the step twice and holds copies of parameters and buffers meanwhile.
+
+    Args:
+        step: From `make_gradient_step` or `make_evaluate_step`. The runner is its only user.
+        capture_after: How many calls with a kind of batch run uncaptured before it is captured, at least 1. Capturing
+            costs as much as some hundred small steps, which an evaluation of few batches does not win back.
+
+    Example:
+        >>> from torch import nn
+        >>> from purestate.core._loss import make_objective
+        >>> from purestate.core._module import take_apart
+        >>> from purestate.core._step import make_gradient_step
+        >>> template, *tensors = take_apart(nn.Linear(2, 1))
+        >>> runner = Runner(make_gradient_step(template, make_objective(nn.MSELoss)))
+        >>> batch = torch.zeros(3, 2), torch.zeros(3, 1)
+        >>> losses = [runner(*tensors, batch, seed).loss for seed in range(4)]
+        >>> runner.captured, runner.notice
+        (1, None)
+    """
+
+    def __init__(self, step: Step, *, capture_after: int = 1) -> None:
+        self.step = step
+        self.notice: str | None = None
+        """Why the step runs uncaptured, once that is known. Set at most once."""
+        self._capture_after = max(capture_after, 1)
+        self._entries: dict[Any, _Entry] = {}
+        self._epoch = 0
+        self._generation = 0
+        self._off = False
+        self._trees: tuple[Tensors, Tensors, Tensors] | None = None
+        self._flat: list[Tensor] = []
+        self._spec: Any = None
+        self._seeders: list[Callable[[int], Any]] = [torch.default_generator.manual_seed]
+
+    @property
+    def captured(self) -> int:
+        """How many kinds of batches are replayed."""
+        return sum(entry.replay is not None for entry in self._entries.values())
+
+    def start_epoch(self, n: int) -> None:
+        """Say that epoch ``n`` begins, so that at 1, 2, 4, 8, ... the next call of each kind of batch compares."""
+        self._epoch = n
+        if n > 0 and n & (n - 1) == 0:
+            self._generation += 1
+
+    def __call__(self, params: Tensors, frozen: Tensors, buffers: Tensors, batch: Any, seed: int) -> StepOutput:
+        """Seed the generators and run the step.
+
+        Uncaptured, torch's, numpy's and Python's generators are seeded; replayed, torch's, since no Python runs.
+
+        Args:
+            params: Trainable parameters, without a graph.
+            frozen: The other parameters.
+            buffers: Buffers; updated in place by modules that do so.
+            batch: What the loader gave, on the device of the parameters.
+            seed: ``0 <= seed < 2**64``.
+
+        Raises:
+            CaptureMismatchError: A replay that had been right before gave other bits than the uncaptured step.
+            PureStateError: As the step raises it.
+        """
+        if self._off:
+            seed_all(seed)
+            return self.step(params, frozen, buffers, batch)
+        key, leaves = _signature(batch)
+        if self._trees is None or not self._same_trees(params, frozen, buffers):
+            self._take_trees(params, frozen, buffers)
+        entry = self._entries.get(key)
+        if entry is not None and entry.replay is not None and entry.compared == self._generation:
+            for manual_seed in self._seeders:
+                manual_seed(seed)
+            return entry.replay(buffers, *self._flat, *leaves)
+        return self._first_calls(key, (params, frozen, buffers), batch, seed)
+
+    def _same_trees(self, *trees: Tensors) -> bool:
+        start = 0
+        for tree in trees:
+            stop = start + len(tree)
+            if not all(map(operator.is_, tree.values(), self._flat[start:stop])):
+                return False
+            start = stop
+        return start == len(self._flat)
+
+    def _take_trees(self, *trees: Tensors) -> None:
+        self._trees = cast(Any, trees)
+        self._flat = [t for tree in trees for t in tree.values()]
+        spec = [list(tree) for tree in trees], [_tensor_key(t) for t in self._flat]
+        if spec != self._spec:
+            self._spec = spec
+            self._entries = {}
+            if any(t.device.type == "cuda" for t in self._flat):
+                self._seeders = [g.manual_seed for g in (torch.default_generator, *torch.cuda.default_generators)]
+
+    def _first_calls(self, key: Any, trees: tuple[Tensors, Tensors, Tensors], batch: Any, seed: int) -> StepOutput:
+        if key is None:
+            self._give_up("a batch holds something else than dense tensors, numbers and texts")
+        elif key not in self._entries and len(self._entries) == _MOST_SIGNATURES:
+            self._note(f"batches come in more than {_MOST_SIGNATURES} kinds (shapes, dtypes, plain values); the others run uncaptured")
+        else:
+            entry = self._entries.setdefault(key, _Entry())
+            entry.calls += 1
+            if entry.replay is not None:
+                return self._compare(entry, trees, batch, seed)
+            if entry.calls > self._capture_after:
+                return self._capture(entry, trees, batch, seed)
+        seed_all(seed)
+        return self.step(*trees, batch)
+
+    def _capture(self, entry: _Entry, trees: tuple[Tensors, Tensors, Tensors], batch: Any, seed: int) -> StepOutput:
+        before = self._copies(trees, batch)
+        attributes = Attributes(self.step.module, self.step.objective)
+        seed_all(seed)
+        python = global_states()
+        output = self.step(*trees, batch)
+        after = global_states()
+        try:
+            self._refuse_hidden(attributes, python, after)
+            entry.replay = self._trace(self._copies(*before), seed)
+            self._must_equal(entry.replay, before, seed, (output, trees, after))
+            other = seed ^ _OTHER_SEED
+            copies = self._copies(*before)
+            seed_all(other)
+            with warnings.catch_warnings(action="ignore"):
+                expected = self.step(*copies[0], copies[1])
+            self._must_equal(entry.replay, before, other, (expected, copies[0], global_states()))
+        except _CannotCaptureError as reason:
+            self._give_up(str(reason))
+        except Exception as error:
+            # whatever tracing raises is a reason not to capture: the uncaptured step has just run without it
+            self._give_up(_why(error))
+        finally:
+            put_back(after)
+        return output
+
+    def _compare(self, entry: _Entry, trees: tuple[Tensors, Tensors, Tensors], batch: Any, seed: int) -> StepOutput:
+        before = self._copies(trees, batch)
+        seed_all(seed)
+        output = self.step(*trees, batch)
+        after = global_states()
+        assert entry.replay is not None
+        try:
+            self._must_equal(entry.replay, before, seed, (output, trees, after))
+        except _CannotCaptureError as reason:
+            if entry.compared >= 0:
+                raise self._mismatch(str(reason)) from None
+            self._give_up(str(reason))
+        finally:
+            put_back(after)
+        entry.compared = self._generation
+        return output
+
+    def _trace(self, inputs: tuple[Any, Any], seed: int) -> Replay:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        (params, frozen, buffers), batch = inputs
+        leaves, structure = optree.tree_flatten(batch, none_is_leaf=True)
+        # one object for each place: a batch (x, x) must not be taken for a batch whose two tensors are always one
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        flat = [*params.values(), *frozen.values(), *buffers.values(), *(leaves[i] for i in places)]
+        layout: list[Layout] = []
+
+        def run(*tensors: Tensor) -> list[Any]:
+            rest = iter(tensors)
+            trees = [{name: next(rest) for name in tree} for tree in (params, frozen, buffers)]
+            filled = list(leaves)
+            for i, tensor in zip(places, rest, strict=True):
+                filled[i] = tensor
+            output = self.step(*trees, optree.tree_unflatten(structure, filled))
+            assigned = {name: b for name, b in output.buffers.items() if b is not trees[2][name]}
+            layout.append(Layout(list(output.gradients), list(assigned), len(output.sums), output.size))
+            return [output.loss, *output.gradients.values(), *assigned.values(), *(a for pair in output.sums for a in pair)]
+
+        attributes = Attributes(self.step.module, self.step.objective)
+        seed_all(seed)
+        python = global_states()
+        with warnings.catch_warnings(action="ignore"), _NoEscape():
+            graph_module = make_fx(run)(*flat)
+        constants = [getattr(graph_module, str(n.target)) for n in graph_module.graph.nodes if n.op == "get_attr"]
+        self._refuse_hidden(attributes, python, global_states(), constants)
+        working = {t.untyped_storage().data_ptr() for t in flat if t.numel()}
+        if any(isinstance(c, Tensor) and c.layout is torch.strided and c.untyped_storage().data_ptr() in working for c in constants):
+            raise _CannotCaptureError("forward reads a tensor through `.data`, which no trace sees (use .detach())")
+        return written_out(graph_module, layout[0])
+
+    def _refuse_hidden(self, attributes: Attributes, before: GlobalStates, after: GlobalStates, constants: Sequence[Any] = ()) -> None:
+        if before.python != after.python:
+            raise _CannotCaptureError("forward draws from Python's `random`")
+        if any(not np.array_equal(a, b) for a, b in zip(before.numpy[1:], after.numpy[1:], strict=True)):
+            raise _CannotCaptureError("forward draws from numpy's generator")
+        if name := attributes.moved(constants):
+            raise _CannotCaptureError(f"forward changes {name}, which belongs to no state: a resumed run lacks it; make it a buffer")
+
+    def _copies(self, trees: tuple[Tensors, Tensors, Tensors], batch: Any) -> tuple[Any, Any]:
+        params, frozen, buffers = trees
+        written = self.step.written or ()
+        copied = (
+            {name: t.clone() for name, t in params.items()},
+            {name: t.clone() if name in written else t for name, t in frozen.items()},
+            {name: t.clone() for name, t in buffers.items()},
+        )
+        return copied, optree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, batch, none_is_leaf=True)
+
+    def _must_equal(self, replay: Replay, inputs: tuple[Any, Any], seed: int, expected: tuple[StepOutput, Any, GlobalStates]) -> None:
+        trees, batch = self._copies(*inputs)
+        for manual_seed in self._seeders:
+            manual_seed(seed)
+        actual = replay(trees[2], *(t for tree in trees for t in tree.values()), *_signature(batch)[1])
+        if leaf := _first_difference(expected[0], actual, expected[1], trees):
+            raise _CannotCaptureError(f"a replay gave other bits in {leaf}")
+        generators = global_states()
+        if not all(map(torch.equal, [expected[2].torch_cpu, *expected[2].torch_cuda], [generators.torch_cpu, *generators.torch_cuda])):
+            raise _CannotCaptureError("a replay gave other bits in the state of torch's generator")
+
+    def _mismatch(self, reason: str) -> CaptureMismatchError:
+        leaf = reason.removeprefix("a replay gave other bits in ")
+        return CaptureMismatchError(
+            f"epoch {self._epoch}: the captured step gave other bits than the uncaptured one in {leaf}.",
+            cause="Forward, loss or a metric depends on something that moved since: a global variable, a file, the time.",
+            fix="Keep what moves in a buffer. Epochs since the last power of two may be wrong, too.",
+            path=leaf,
+            epoch=self._epoch,
+        )
+
+    def _give_up(self, reason: str) -> None:
+        self._off = True
+        self._entries = {}
+        self._note(f"the step runs uncaptured: {reason}")
+
+    def _note(self, text: str) -> None:
+        if self.notice is None:
+            self.notice = text
+
+
+class _NoEscape(torch.overrides.TorchFunctionMode):
+    """Refuses, while tracing, what reads or writes a tensor without an operator, so that no trace could see it."""
+
+    _refused = frozenset(
+        {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data.__set__, Tensor.set_}  # type: ignore[attr-defined]
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._refused:
+            name = ".data = " if func is Tensor.data.__set__ else f".{func.__name__}()"  # type: ignore[attr-defined]
+            raise _CannotCaptureError(f"forward, loss or a metric uses `{name.strip()}`, which no trace sees")
+        return func(*args, **(kwargs or {}))
+
+
+def _signature(batch: Any) -> tuple[Any, Sequence[Tensor]]:
+    """Return what kind of batch this is, None if it has no kind, and its tensors."""
+    if type(batch) in (tuple, list) and all(type(leaf) is Tensor for leaf in batch):
+        return (type(batch), tuple(map(_tensor_key, batch))), batch
+    leaves, structure = optree.tree_flatten(batch, none_is_leaf=True)
+    key: list[Any] = [structure]
+    tensors: list[Tensor] = []
+    for leaf in leaves:
+        if type(leaf) is Tensor and leaf.layout is torch.strided:
+            key.append(_tensor_key(leaf))
+            tensors.append(leaf)
+        elif type(leaf) in _PLAIN:
+            key.append((type(leaf), leaf))
+        else:
+            return None, ()
+    return tuple(key), tensors
+
+
+def _tensor_key(t: Tensor) -> Any:
+    return t.shape, t.dtype, t.stride() if t.layout is torch.strided else t.layout, t.device, t.requires_grad
+
+
+def _first_difference(expected: StepOutput, actual: StepOutput, expected_trees: Any, actual_trees: Any) -> str | None:
+    if expected.size != actual.size:
+        return "size"
+    pairs: list[tuple[str, Any, Any]] = [("loss", expected.loss, actual.loss)]
+    pairs += [(f"gradients[{name!r}]", g, actual.gradients.get(name)) for name, g in expected.gradients.items()]
+    pairs += [(f"buffers[{name!r}]", b, actual.buffers.get(name)) for name, b in expected.buffers.items()]
+    for subtree, before, after in zip(("params", "frozen", "buffers"), expected_trees, actual_trees, strict=True):
+        pairs += [(f"{subtree}[{name!r}]", t, after[name]) for name, t in before.items() if t is not after[name]]
+    for i, (one, other) in enumerate(zip(expected.sums, actual.sums, strict=True)):
+        pairs += [(f"metrics[{i}]", a, b) for a, b in zip(one, other, strict=True)]
+    return next((name for name, a, b in pairs if not _same_bits(a, b)), None)
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return type(a) is type(b) and repr(a) == repr(b)
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
+        return False
+    if a.layout is torch.sparse_coo:
+        return _same_bits(a._indices(), b._indices()) and _same_bits(a._values(), b._values())
+    # strides decide the order in which a norm over all gradients adds up; those of axes of length 1 mean nothing
+    if any(n > 1 and s != t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True)):
+        return False
+    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, _CannotCaptureError):
+        return str(error)
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    for link in chain:
+        if isinstance(link, _CannotCaptureError):
+            return str(link)
+    text = " ".join(map(str, chain))
+    if "trying to get value out of" in text:
+        return "forward, loss or a metric takes a value out of a tensor: .item(), float(), a branch or a shape that depends on data"
+    first = str(chain[-1]).strip().splitlines()
+    return f"tracing it raised {type(chain[-1]).__name__}: {first[0] if first else ''}".rstrip(": ")
