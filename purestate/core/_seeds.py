@@ -48,14 +48,14 @@ def seed_all(seed: int) -> None:
     if torch.cuda.is_initialized():
         for generator in torch.cuda.default_generators:
             generator.manual_seed(seed)
-    np.random.seed(seed & _MASK32)  # noqa: NPY002 - the generator that user code draws from is the legacy one
+    np.random.seed(seed & _MASK32)
     random.seed(seed)
 
 
 def global_states() -> GlobalStates:
     """Read the process-wide generators, without moving them. About 70 us, most of it numpy's."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return GlobalStates(torch.default_generator.get_state(), cuda, np.random.get_state(), random.getstate())  # noqa: NPY002
+    return GlobalStates(torch.default_generator.get_state(), cuda, np.random.get_state(), random.getstate())
 
 
 def put_back(states: GlobalStates) -> None:
@@ -63,7 +63,7 @@ def put_back(states: GlobalStates) -> None:
     torch.default_generator.set_state(states.torch_cpu)
     for device, state in enumerate(states.torch_cuda):
         torch.cuda.set_rng_state(state, device)
-    np.random.set_state(states.numpy)  # noqa: NPY002
+    np.random.set_state(states.numpy)
     random.setstate(states.python)
 
 

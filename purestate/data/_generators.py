@@ -26,7 +26,7 @@ GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, np.ra
 _LONGEST = 1000
 """A longer container is data: looking for generators in a million file names would cost more than it finds."""
 
-_PLAIN = (str, bytes, int, float, complex, type(None), type, types.ModuleType, types.BuiltinFunctionType, np.ndarray, np.generic)
+_PLAIN = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic)
 
 
 def walk(root: Any, where: str, skip: Container[int] = ()) -> Iterator[tuple[str, Any]]:
@@ -116,7 +116,7 @@ def _children(path: str, item: Any) -> Iterable[tuple[str, Any]]:
         yield from ((f"{path}[{i}]", value) for i, value in enumerate(item))
     elif isinstance(item, functools.partial):
         yield from ((f"{path}.{name}", getattr(item, name)) for name in ("func", "args", "keywords"))
-    elif isinstance(item, types.MethodType):
+    elif isinstance(item, types.MethodType | types.BuiltinFunctionType):
         yield f"{path}.__self__", item.__self__
     elif isinstance(item, types.FunctionType) and item.__closure__:
         for name, cell in zip(item.__code__.co_freevars, item.__closure__, strict=True):

@@ -228,7 +228,9 @@ class MapFeed(_Feed):
         self._requests.batched = loader.batch_sampler is not None
         collate_fn: Any = loader.collate_fn
         samples = _MapSamples(loader.dataset, Seeder(loader.dataset, collate_fn))
-        sampling = {"batch_sampler": self._requests} if self._requests.batched else {"sampler": self._requests, "batch_size": None}
+        sampling = (
+            {"batch_sampler": self._requests} if self._requests.batched else {"sampler": self._requests, "batch_size": None}
+        )
         super().__init__(
             loader,
             device,
@@ -260,8 +262,9 @@ class IterableFeed(_Feed):
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | None) -> None:
         if isinstance(loader.dataset, IterDataPipe):
+            pipe = getattr(loader.dataset, "_datapipe", loader.dataset)  # a DataLoader wraps the pipe that it was given
             raise UnsupportedError(
-                f"Expected a dataset, got the data pipe {type(loader.dataset).__qualname__!r}.",
+                f"Expected a dataset, got the data pipe {type(pipe).__qualname__!r}.",
                 cause="Data pipes share random state among themselves in a way that no key can set.",
                 fix="Write it as an IterableDataset, or give a list of batches.",
             )
@@ -367,7 +370,7 @@ class _Counted(Iterator[Batch]):
                 raise
             self._given += 1
             if self._expected is not None and self._given > self._expected:
-                self.close()
+                self._epoch.close()
                 raise self._mismatch("at least ")
             if self._given > self._start:
                 return batch

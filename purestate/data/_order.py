@@ -27,7 +27,15 @@ from torch.utils.data import (
 
 from purestate.core._key import Key, Tag
 from purestate.core._seeds import preserved_generators, seed_all
-from purestate.data._generators import GENERATORS, find_generators, seed_generator, walk
+from purestate.data._generators import (
+    GENERATORS,
+    Generator,
+    find_generators,
+    generator_state,
+    seed_generator,
+    set_generator_state,
+    walk,
+)
 from purestate.errors import BatchError, EmptyLoaderError, HiddenStateError, UnsupportedError
 
 __all__ = ["Order", "loader_length"]
@@ -97,7 +105,7 @@ class Order:
         self._batched = loader.batch_sampler is not None
         root = (loader.generator, _index_sampler(loader))
         self._shared = _datasets(root) | {id(loader.dataset): loader.dataset}
-        find_generators(root, "loader", self._shared)  # names one that cannot be seeded, before a copy of it fails
+        self._callers = {id(generator) for generator in find_generators(root, "loader", self._shared)}
         self._source = self._copy(root)
         self._generators = find_generators(self._source, "loader", self._shared)
         self._stateless = all(type(sampler) in _STATELESS for sampler in _chain(root[1]))
@@ -133,13 +141,13 @@ class Order:
 
     def _draw(self, samplers: tuple[torch.Generator | None, Any], key: Key) -> list[Any]:
         base_generator, sampler = samplers
-        with _torch_preserved() if self._stateless else preserved_generators():
+        own = self._generators if samplers is self._source else find_generators(samplers, "loader", self._shared)
+        with _torch_preserved() if self._stateless else preserved_generators(), self._callers_preserved(own):
             seed = key.derive(Tag.ORDER, 0)
             if self._stateless:
                 torch.default_generator.manual_seed(seed.seed)
             else:
                 seed_all(seed.seed)
-            own = self._generators if samplers is self._source else find_generators(samplers, "loader", self._shared)
             for i, generator in enumerate(own):
                 seed_generator(generator, key.derive(Tag.ORDER, 1 + i))
             _set_epoch(sampler, seed.seed >> (64 - _EPOCH_BITS))
@@ -149,6 +157,16 @@ class Order:
             if self._batched:
                 return [batch if isinstance(batch, Sized) else list(batch) for batch in iterator]
             return list(iterator)
+
+    @contextmanager
+    def _callers_preserved(self, generators: list[Generator]) -> Iterator[None]:
+        """Preserve the generators that a copy shares with the caller, because functions and bound methods are not copied."""
+        states = [(generator, generator_state(generator)) for generator in generators if id(generator) in self._callers]
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                set_generator_state(generator, state)
 
     def _copy(self, root: Any) -> Any:
         try:

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, SequentialSampler, StackDataset, Subset, TensorDataset, random_split
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    SequentialSampler,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 
 from purestate.core._key import Key, Tag
 from purestate.core._seeds import preserved_generators, seed_all

@@ -272,6 +272,32 @@ def test_own_generators_of_every_kind_are_seeded(make: Callable[[], Any]) -> Non
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_generators_that_a_copy_shares_are_seeded_and_put_back() -> None:
+    def sampler() -> tuple[Any, random.Random, torch.Generator]:
+        class Shares(GlobalTorch):
+            def __init__(self) -> None:
+                own = generator()
+                self.bound = python.shuffle
+                self.drawn = python.random
+                self.closure = lambda: torch.randperm(N, generator=own).tolist()
+                kept.append(own)
+
+            def __iter__(self) -> Iterator[int]:
+                order = self.closure()
+                self.bound(order)
+                return iter([*order[1:], int(N * self.drawn())])
+
+        python, kept = random.Random(4), []
+        return Shares(), python, kept[0]
+
+    made, python, own = sampler()
+    before = python.getstate(), own.get_state().tolist()
+    batches = feed(DataLoader(Squares(), batch_size=4, sampler=made))
+    orders = [torch.cat(list(batches.epoch(Key.from_seed(seed)))).tolist() for seed in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    assert (python.getstate(), own.get_state().tolist()) == before
+
+
 def test_dataset_is_not_copied() -> None:
     class Uncopied(Squares):
         def __deepcopy__(self, memo: dict[int, Any]) -> Any:
