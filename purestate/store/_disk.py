@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shutil
-import socket
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,14 +12,14 @@ from typing import Any
 
 import torch
 
-from purestate.errors import FormatVersionError, StoreError, StoreWriteError
+from purestate.errors import CorruptLogError, FormatVersionError, StoreError, StoreWriteError
 from purestate.store._backend import Handle, not_found
-from purestate.store._files import append_line, make_folder, sync_folder, unique, write_file, writing
+from purestate.store._files import make_folder, sync_folder, unique, write_file, writing
 from purestate.store._items import Items
+from purestate.store._journal import Journal
 from purestate.store._layout import FORMAT_VERSION, Layout, check_id
 from purestate.store._locks import FileLock
 from purestate.store._log import DiskLog
-from purestate.store._record import to_json
 from purestate.store._resume import ResumePoints
 from purestate.store._writer import Writer
 
@@ -47,6 +44,7 @@ class DiskBackend:
         self._writer = Writer()
         self._items = Items(self._layout, self._writer)
         self._resume = ResumePoints(self._layout, self._writer)
+        self._journal = Journal(self._layout)
         self._shared = FileLock(self._layout.store_lock, f"the store {os.fspath(path)!r}", shared=True)
 
     @property
@@ -118,17 +116,25 @@ class DiskBackend:
         Effects:
             Its folder goes to ``trash/`` in one step and is removed there; a line in the journal says so.
         """
-        log = self.log(id, must_exist=True)
-        with log.lock():
-            log.refresh()
-            folder = self._layout.checkpoint(id)
-            away = self._layout.trash / unique(id)
+        if check_id(id) not in self.ids():
+            raise not_found(id, self.ids(), f"the store {os.fspath(self._path)!r}")
+        with FileLock(self._layout.checkpoint_lock(id), f"checkpoint {id!r}").hold(10.0):
+            head, count = self._end(id)
+            folder, away = self._layout.checkpoint(id), self._layout.trash / unique(id)
             with writing(folder, f"the removal of checkpoint {id!r}"):
                 make_folder(away.parent)
                 folder.rename(away)
                 sync_folder(folder.parent)
-            self.journal("delete", id=id, head=log.head, records=len(log.records))
+            self.journal("delete", id=id, head=head, records=count)
         shutil.rmtree(away, ignore_errors=True)
+
+    def _end(self, id: str) -> tuple[str | None, int | None]:
+        """Return head and length of a log; unknown if it is damaged, which must not keep it from being deleted."""
+        try:
+            log = self.log(id)
+        except CorruptLogError:
+            return None, None
+        return log.head, len(log.records)
 
     def journal(self, act: str, **details: Any) -> None:
         """Note an act on the store.
@@ -136,23 +142,12 @@ class DiskBackend:
         Effects:
             A line in ``journal.jsonl``.
         """
-        entry = {"act": act, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "user": _user(), **details}
-        entry |= {"host": socket.gethostname(), "pid": os.getpid()}
-        line = to_json(entry, "an entry of the journal").encode("ascii") + b"\n"
         self._prepare()
-        path = self._layout.journal
-        with FileLock(self._layout.journal_lock, "the journal").hold(10.0), writing(path, "a line of the journal"):
-            old = path.read_bytes() if path.exists() else b""
-            torn = b"" if old.endswith(b"\n") or not old else b"\n"
-            append_line(path, torn + line, len(old))
+        self._journal.append(act, details)
 
     def acts(self) -> list[dict[str, Any]]:
-        """Return what `journal` noted, oldest first. A line that a crash cut short is left out."""
-        try:
-            lines = self._layout.journal.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        return [entry for entry in map(_entry, lines) if entry is not None]
+        """Return what `journal` noted, oldest first."""
+        return self._journal.entries()
 
     def close(self) -> None:
         """Wait for what is written in the background and end the writer process."""
@@ -200,17 +195,3 @@ def _check_format(layout: Layout) -> bool:
             actual=version,
         )
     return True
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
-
-
-def _entry(line: bytes) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from purestate.errors import StoreWriteError
@@ -23,9 +23,11 @@ _ADVICE = {
     errno.EEXIST: "There is a file where a folder should be. Move it, or give another folder.",
 }
 
+_AGAIN = "Run the script again: what was recorded before is intact."
+
 
 @contextlib.contextmanager
-def writing(path: Path, what: str) -> Iterator[None]:
+def writing(path: Path, what: str) -> Generator[None, None, None]:
     """Raise `StoreWriteError` in place of an `OSError` of the block.
 
     Args:
@@ -45,7 +47,7 @@ def write_error(path: Path, what: str, cause: str, code: int | None) -> StoreWri
     if code is None:  # TensorStore reports the system's errors as texts
         code = next((number for number in _ADVICE if os.strerror(number) in cause), None)
     place = os.fspath(path)
-    error = StoreWriteError(f"Cannot write {what} at {place!r}.", cause=cause, fix=_ADVICE.get(code or 0), path=place)
+    error = StoreWriteError(f"Cannot write {what} at {place!r}.", cause=cause, fix=_ADVICE.get(code or 0, _AGAIN), path=place)
     error.errno = code
     return error
 
@@ -113,3 +115,4 @@ def append_line(path: Path, line: bytes, at: int) -> None:
         os.close(fd)
     if fresh:
         sync_folder(path.parent)
+        sync_folder(path.parent.parent)  # a process that was killed may have made the folder and not synced it

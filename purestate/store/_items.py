@@ -78,7 +78,9 @@ class Items:
         with writing(self._layout.items, what):
             for path in parents:
                 make_folder(path)
-        self._writer.submit(Order(self._layout.items, what, folders, size, fill, parents)).result()
+        # `items` too: another process may have made a folder in it just now, and not synced it yet.
+        sync = [*parents, self._layout.items]
+        self._writer.submit(Order(self._layout.items, what, folders, size, fill, sync)).result()
 
 
 def read_leaves(folder: Path, metas: Mapping[str, LeafMeta], what: str, digest: str | None = None) -> dict[str, torch.Tensor]:

@@ -81,7 +81,7 @@ class Layout:
         return self.locks / f"checkpoint.{id}"
 
 
-def check_id(id: str) -> str:
+def check_id(id: object) -> str:
     """Return ``id`` if it can name a checkpoint.
 
     Raises:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from purestate.errors import StoreLockedError
@@ -50,7 +50,7 @@ class FileLock:
         return self._depth > 0
 
     @contextlib.contextmanager
-    def hold(self, timeout: float | None) -> Iterator[None]:
+    def hold(self, timeout: float | None) -> Generator[None, None, None]:
         """Hold the lock for the block.
 
         Args:
@@ -135,7 +135,7 @@ class FileLock:
             host=host,
         )
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Give up, in a forked child, what the parent holds: closing does not unlock while the parent's file is open."""
         self._mutex = threading.Lock()
         if self._fd >= 0:
@@ -149,7 +149,7 @@ _all: weakref.WeakSet[FileLock] = weakref.WeakSet()
 def _after_fork() -> None:
     # Otherwise a loader worker that outlives a killed trainer would keep its checkpoint locked.
     for lock in list(_all):
-        lock._forget()
+        lock.forget()
 
 
 os.register_at_fork(after_in_child=_after_fork)

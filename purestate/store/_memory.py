@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +14,7 @@ from purestate.core._hash import leaf_hash, short, tree_hash
 from purestate.errors import MissingSnapshotError, MutatedStateError
 from purestate.store._backend import Handle, not_found
 from purestate.store._items import unknown_leaf
+from purestate.store._journal import entry
 from purestate.store._layout import check_id
 from purestate.store._log import not_locked
 from purestate.store._record import EMPTY_HEAD, Record, encode, to_json
@@ -99,7 +100,7 @@ class MemoryBackend:
 
     def journal(self, act: str, **details: Any) -> None:
         """Note an act on the store."""
-        self._acts.append({"act": act, **details})
+        self._acts.append(entry(act, details))
 
     def acts(self) -> list[dict[str, Any]]:
         """Return what `journal` noted, oldest first."""
@@ -151,7 +152,7 @@ class _MemoryLog:
         """Do nothing: all logs of a checkpoint share its records."""
 
     @contextlib.contextmanager
-    def lock(self, timeout: float | None = 10.0) -> Iterator[None]:
+    def lock(self, timeout: float | None = 10.0) -> Generator[None, None, None]:
         del timeout
         self._held += 1
         try:

@@ -72,9 +72,10 @@ class Record:
     @property
     def body(self) -> dict[str, Any]:
         """The content. Shared between callers: not to be modified."""
-        if self._body is None:
-            self._body = json.loads(self.line)["body"]
-        return self._body
+        body = self._body
+        if body is None:
+            body = self._body = json.loads(self.line)["body"]
+        return body
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Record) and self.line == other.line

@@ -36,12 +36,15 @@ class LeafMeta:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> LeafMeta:
-        """Return what `dataclasses.asdict` made plain; a TypeError or ValueError says that it is something else."""
+        """Return what `dataclasses.asdict` made plain; a TypeError, KeyError or ValueError says that it is something else."""
+        shape = fields["shape"]
+        if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"{shape!r} is no shape")
+        if any(type(fields[name]) is not str for name in ("key", "dtype", "stored", "hash")):
+            raise ValueError(f"{dict(fields)!r} is no leaf")
         leaf = cls(**fields)
-        if not (isinstance(leaf.shape, list) and all(type(n) is int and n >= 0 for n in leaf.shape)):
-            raise ValueError(f"{leaf.shape!r} is no shape")
-        if not (isinstance(leaf.key, str) and isinstance(leaf.hash, str) and leaf.stored in _NATIVE and leaf.itemsize):
-            raise ValueError(f"{fields!r} is no leaf")
+        if leaf.stored not in _NATIVE or not leaf.itemsize:
+            raise ValueError(f"{leaf.stored!r} is not stored")
         return leaf
 
     @property

@@ -99,14 +99,14 @@ def _do(job: dict[str, Any], memory: mmap.mmap, save: Any) -> None:
 
 
 def _write(folders: list[dict[str, Any]], memory: mmap.mmap, save: Any) -> None:
-    import ml_dtypes  # noqa: F401  its import gives numpy the names of bfloat16 and the float8 kinds
+    import ml_dtypes
     import numpy as np
 
     trees: list[tuple[str, dict[str, Any]]] = []
     for folder in folders:
         tree: dict[str, Any] = {}
         for name, key, dtype, shape, offset in folder["arrays"]:
-            kind = np.dtype(dtype)
+            kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
             count = int(np.prod(shape, dtype=np.int64))
             tree[key] = np.frombuffer(memory, kind, count, offset).reshape(shape)
             if folder["seal"]:

@@ -108,7 +108,7 @@ class Job:
         self._writer = writer
         self._path = path
         self._what = what
-        self._answer: dict[str, Any] | None = None
+        self.answer: dict[str, Any] | None = None
 
     def done(self) -> bool:
         """Return whether it is finished, well or not. Does not wait."""
@@ -161,9 +161,9 @@ class Writer:
                 place = _pack(fd, order)
                 with self._own():
                     running = self._running()
-                    send_fds(running.channel, [struct.pack("!QQ", *place)], [fd])
                     job = Job(self, order.path, order.what)
-                    running.waiting.append(job)
+                    running.waiting.append(job)  # first: an interrupt in between must not leave an answer without its job
+                    send_fds(running.channel, [struct.pack("!QQ", *place)], [fd])
                     return job
             finally:
                 os.close(fd)
@@ -172,20 +172,21 @@ class Writer:
 
     def poll(self, job: Job) -> bool:
         """Return whether a job is answered, without waiting."""
-        if job._answer is None and self._lock.acquire(blocking=False):
+        lock = self._own()
+        if job.answer is None and lock.acquire(blocking=False):
             try:
-                while job._answer is None and self._receive(0.0):
+                while job.answer is None and self._receive(0.0):
                     pass
             finally:
-                self._lock.release()
-        return job._answer is not None
+                lock.release()
+        return job.answer is not None
 
     def wait(self, job: Job) -> dict[str, Any]:
         """Return the answer to a job."""
         with self._own():
-            while job._answer is None:
-                self._receive(None)
-        return job._answer
+            while job.answer is None and self._receive(None):
+                pass
+        return job.answer or {"error": "It was handed over by the process that this one was forked from."}
 
     def close(self) -> None:
         """Wait for the jobs that were handed over, then end the process. A later job starts another."""
@@ -211,13 +212,13 @@ class Writer:
         return self._process[0]
 
     def _receive(self, timeout: float | None) -> bool:
-        """Take one answer in; False if there was none in time."""
+        """Take one answer in; False if there was none in time, or no process is left to give one."""
         if not self._process:
             return False
         arrived = _receive(self._process[0], timeout)
         if arrived is None:
             self._process.pop().stop()
-        return arrived is not False
+        return bool(arrived)
 
 
 def _receive(process: _Process, timeout: float | None) -> bool | None:
@@ -232,12 +233,12 @@ def _receive(process: _Process, timeout: float | None) -> bool | None:
         if not data:
             text = process.last_words()
             for job in process.waiting:
-                job._answer = {"error": f"The writer process ended early. {text}".strip()}
+                job.answer = {"error": f"The writer process ended early. {text}".strip()}
             process.waiting.clear()
             return None
         process.received += data
     line, _, process.received = process.received.partition(b"\n")
-    process.waiting.pop(0)._answer = json.loads(line)
+    process.waiting.pop(0).answer = json.loads(line)
     return True
 
 
