@@ -186,7 +186,9 @@ class Writer:
         with self._own():
             while job.answer is None and self._receive(None):
                 pass
-        return job.answer or {"error": "It was handed over by the process that this one was forked from."}
+        if job.answer is None:
+            return {"error": "It was handed over by the process that this one was forked from."}
+        return job.answer
 
     def close(self) -> None:
         """Wait for the jobs that were handed over, then end the process. A later job starts another."""
