@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from blake3 import blake3
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
 from purestate.core._hash import canonical_json, dtype_name, leaf_hash
@@ -65,7 +66,7 @@ def tensor_content(walker: Walker, tensor: torch.Tensor) -> Json:
     parameters, whose values are in the input state.
     """
     text = f"{dtype_name(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return {"tensor": f"{dtype_name(tensor.dtype)} uninitialized"}
     if tensor.is_meta or tensor.grad_fn is not None:
         return {"tensor": text}
@@ -90,7 +91,7 @@ def _tensor(walker: Walker, tensor: torch.Tensor) -> Json:
 def _ndarray(walker: Walker, value: np.ndarray) -> Json:
     if value.dtype.hasobject:
         return {"array": list(value.shape), "items": [walker.inner(i, item) for i, item in enumerate(value.ravel().tolist())]}
-    data = np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.size else b""
+    data = np.ascontiguousarray(value).tobytes()
     text = f"{value.dtype.str if value.dtype.names is None else value.dtype.descr}{list(value.shape)}"
     return {"array": f"{text} b3:{blake3(data).hexdigest()[:32]}"}
 
@@ -98,7 +99,7 @@ def _ndarray(walker: Walker, value: np.ndarray) -> Json:
 def _mapping(walker: Walker, value: Mapping[Any, Any]) -> Json:
     if all(type(key) is str for key in value):
         return {"dict": {key: walker.inner(key, value[key]) for key in sorted(value)}}
-    pairs = [[_standalone(walker, key), walker.inner(repr(key) if isinstance(key, int | float) else "item", item)] for key, item in value.items()]
+    pairs = [[_standalone(walker, key), _standalone(walker, item)] for key, item in value.items()]
     return {"pairs": sorted(pairs, key=lambda pair: canonical_json(pair[0]))}
 
 
@@ -114,7 +115,7 @@ def _standalone(walker: Walker, obj: Any) -> Json:
     """Describe an element of something unordered on its own: the walk must not come to it in the order of addresses."""
     if type(obj) in (str, int, bool):
         return obj
-    alone = type(walker)(f"{walker.path}.item")
+    alone = walker.alone()
     described = alone.describe(obj)
     walker.packages.update(alone.packages)
     return {"item": described, "parts": alone.parts} if alone.parts else described
@@ -198,6 +199,7 @@ def _holds_c_content(cls: type[Any]) -> bool:
     return cls.__basicsize__ - base.__basicsize__ > words * ctypes.sizeof(ctypes.c_void_p)
 
 
+_GETTERS: tuple[Any, ...] = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
 _EXACT: dict[type[Any], Callable[[Walker, Any], Json]] = {
     float: _plain,
     complex: _plain,
@@ -221,7 +223,9 @@ _EXACT: dict[type[Any], Callable[[Walker, Any], Json]] = {
 _HELD: dict[type[Any], tuple[Callable[[Any], Any], Callable[[Walker, Any], Json]]] = {
     **{kind: (kind, lambda walker, value: value) for kind in (int, str)},
     **{kind: (kind, _plain) for kind in (float, complex, bytes)},
-    **{kind: (kind, write) for kind, write in ((list, _sequence), (tuple, _sequence), (set, _set), (frozenset, _set), (dict, _mapping))},
+    **{kind: (kind, _sequence) for kind in (list, tuple)},
+    **{kind: (kind, _set) for kind in (set, frozenset)},
+    dict: (dict, _mapping),
     deque: (lambda value: deque(value, value.maxlen), _deque),
     OrderedDict: (OrderedDict, _ordered),
     defaultdict: (lambda value: value, _defaultdict),
@@ -251,8 +255,7 @@ _KINDS: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
     (array.array, _as("array", lambda value: [value.typecode, value.tobytes()])),
     (memoryview, _as("memory", lambda value: [value.format, list(value.shape or ()), value.tobytes()])),
     (datetime.date | datetime.time | datetime.timedelta | datetime.timezone, _reduced),
-    (decimal.Decimal | operator.itemgetter | operator.attrgetter, _reduced),
-    (operator.methodcaller, _reduced),
+    ((decimal.Decimal, *_GETTERS), _reduced),
     (uuid.UUID, _as("uuid", lambda value: value.int)),
     (torch.finfo | torch.iinfo, _as("info", str)),
 )

@@ -68,7 +68,7 @@ def _describe(walker: Walker, module: nn.Module, root: str) -> dict[str, Json]:
     for path, submodule in tree:
         if id(submodule) not in walker.known:
             walker.known[id(submodule)] = {"submodule": path}
-            for name, leaf in (*submodule._parameters.items(), *submodule._buffers.items()):
+            for name, leaf in (*vars(submodule)["_parameters"].items(), *vars(submodule)["_buffers"].items()):
                 if leaf is not None:
                     walker.known.setdefault(id(leaf), {"leaf": f"{path}.{name}"})
     for path, submodule in tree:
@@ -87,7 +87,7 @@ def _describe(walker: Walker, module: nn.Module, root: str) -> dict[str, Json]:
 
 def _tree(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     yield path, module
-    for name, child in module._modules.items():
+    for name, child in vars(module)["_modules"].items():
         if child is not None:
             yield from _tree(child, f"{path}.{name}")
 
@@ -118,10 +118,10 @@ def _is_made_of_leaves(walker: Walker, value: Any) -> bool:
 
 def _is_derived(module: nn.Module, name: str) -> bool:
     """Tell whether a plain tensor is what the old weight_norm or spectral_norm computed from parameters."""
-    return f"{name}_g" in module._parameters or f"{name}_orig" in module._parameters
+    return not {f"{name}_g", f"{name}_orig"}.isdisjoint(vars(module)["_parameters"])
 
 
 def _hooks(module: nn.Module, kind: str, hooks: Mapping[int, Any]) -> list[Any]:
-    """Return hooks in the order in which they run, with their options; the numbers they are kept under come from a global count."""
+    """Return hooks in the order in which they run, with their options; the numbers they are kept under are a global count."""
     options = [getattr(module, f"{kind}_with_kwargs", {}), getattr(module, f"{kind}_always_called", {})]
     return [[hook, *(number in option for option in options)] for number, hook in hooks.items()]

@@ -10,10 +10,11 @@ import os
 import re
 import sys
 import sysconfig
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-__all__ = ["package_of_file", "package_of_module"]
+__all__ = ["Package", "module_file", "package_of_file", "package_of_module"]
 
 Package = tuple[str, str]
 """Distribution and version, such as ``('torch', '2.13.0')``."""
@@ -24,7 +25,7 @@ _SITE = re.compile(r"^(.*[/\\](?:site|dist)-packages)[/\\]([^/\\]+)")
 _STDLIB = tuple({os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib")})
 
 
-@lru_cache(maxsize=None)
+@cache
 def package_of_file(filename: str) -> Package | None:
     """Return the installed package that a source or extension file belongs to, or None if it is the user's.
 
@@ -57,6 +58,24 @@ def package_of_module(name: str) -> Package | None:
     return None
 
 
+def module_file(name: str) -> str | None:
+    """Return the file of a module without importing anything."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__file__", None)
+    search: list[str] | None = None
+    at = ""
+    spec = None
+    for part in name.split("."):
+        at = f"{at}.{part}" if at else part
+        spec = PathFinder.find_spec(at, search)
+        if spec is None:
+            return None
+        search = spec.submodule_search_locations
+        if search is None and at != name:
+            return None
+    return spec.origin if spec else None
+
+
 def _installed(folder: str, top: str) -> Package | None:
     found = _distributions(folder).get(_normal(top))
     if found:
@@ -64,13 +83,13 @@ def _installed(folder: str, top: str) -> Package | None:
     version = getattr(sys.modules.get(top), "__version__", None)
     if isinstance(version, str):
         return (top, version)
-    from importlib.metadata import packages_distributions, version as version_of  # 40 ms, and only for the odd package
+    from importlib import metadata  # 40 ms, and only for the odd package
 
-    names = sorted(set(packages_distributions().get(top, ())))
-    return ("+".join(names), "+".join(map(version_of, names))) if names else None
+    names = sorted(set(metadata.packages_distributions().get(top, ())))
+    return ("+".join(names), "+".join(map(metadata.version, names))) if names else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _distributions(folder: str) -> dict[str, Package]:
     """Read names and versions off the names of the ``*.dist-info`` folders: opening them costs milliseconds."""
     entries = (entry.removesuffix(".dist-info").partition("-") for entry in os.listdir(folder) if entry.endswith(".dist-info"))

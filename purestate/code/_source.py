@@ -73,7 +73,8 @@ def code_digest(code: CodeType, namespace: dict[str, Any]) -> str:
     file = _file(code.co_filename, namespace)
     node = file.find(code) if file else None
     digest = blake3(bytecode(code) if node is None else syntax(node)).hexdigest()
-    _digests[id(code)] = (weakref.ref(code, lambda _, key=id(code): _digests.pop(key, None)), digest)
+    key = id(code)
+    _digests[key] = (weakref.ref(code, lambda _: _digests.pop(key, None)), digest)
     return digest
 
 
@@ -110,7 +111,8 @@ def references(code: CodeType) -> tuple[frozenset[Reference], frozenset[Referenc
     for inner in _codes(code):
         _read(inner, names, free, imports)
     found = (frozenset(names), frozenset(free), frozenset(imports))
-    _references[id(code)] = (weakref.ref(code, lambda _, key=id(code): _references.pop(key, None)), found)
+    key = id(code)
+    _references[key] = (weakref.ref(code, lambda _: _references.pop(key, None)), found)
     return found
 
 

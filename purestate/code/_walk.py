@@ -9,18 +9,18 @@ default ``repr`` or a pickle: what has no content to look at is refused.
 from __future__ import annotations
 
 import functools
-import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, cast
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, ClassVar, cast
 
+from purestate.code._class import class_attributes, made_of_user_code, slots
 from purestate.code._content import DECLARES, content
-from purestate.code._package import Package, package_of_file, package_of_module
+from purestate.code._package import Package, module_file, package_of_file, package_of_module
 from purestate.code._source import Reference, code_digest, file_digest, file_imports, references
 from purestate.core._hash import canonical_json, scalar_hash
 from purestate.errors import FingerprintError
@@ -38,13 +38,7 @@ _C_CALLABLES = (
     types.GetSetDescriptorType,
     types.MemberDescriptorType,
 )
-_STORAGE = (types.GetSetDescriptorType, types.MemberDescriptorType)
-_CLASS_MACHINERY = frozenset(
-    "__module__ __doc__ __dict__ __weakref__ __qualname__ __annotations__ __annotate__ __annotate_func__ __annotations_cache__ "
-    "__firstlineno__ __static_attributes__ __slots__ __match_args__ __abstractmethods__ __parameters__ __orig_bases__ "
-    "__classcell__ __type_params__ __dataclass_fields__ __dataclass_params__ __jit_unused_properties__ __subclasshook__ "
-    "_abc_impl _backward_cls __conditional_annotations__".split()
-)
+_FOLLOWED = (ModuleType, FunctionType, type, int, float, str)
 _BY_NAME = frozenset({"code", "class", "function", "module", "builtin", "installed"})
 _LONG = 120
 
@@ -83,6 +77,12 @@ class Walker:
         self._globals: dict[tuple[int, str], Json] = {}
         self._alive: list[object] = []
 
+    def alone(self) -> Walker:
+        """Return a walker for an element of something unordered: what it describes does not depend on what came before."""
+        walker = Walker(f"{self.path}.item")
+        walker.known, walker._open = self.known, self._open
+        return walker
+
     @property
     def path(self) -> str:
         """Where the walk is, as errors name it."""
@@ -94,7 +94,7 @@ class Walker:
         return FingerprintError(
             f"{self.path} is a {kind}, which has no content that could be fingerprinted.",
             cause="It can change the answer, but nothing tells whether it is the same as before.",
-            fix=f"Give the class that holds it a method {DECLARES}(self) that returns plain values, or keep it out of what is passed.",
+            fix=f"Give the class that holds it a method {DECLARES}(self) that returns plain values, or keep it out.",
             path=self.path,
         )
 
@@ -125,7 +125,7 @@ class Walker:
         if declared is not None:
             return declared[0]
         with self._inside(obj):
-            for kind, write in _CALLABLES:
+            for kind, write in self._callables:
                 if isinstance(obj, kind):
                     return write(self, obj)
             return content(self, obj)
@@ -136,7 +136,7 @@ class Walker:
         return description.get("code") or description["class"]
 
     @contextmanager
-    def _inside(self, obj: object) -> Iterator[None]:
+    def _inside(self, obj: object) -> Generator[None]:
         self._alive.append(obj)  # an object that ended while the walk goes on would give its identity to another
         self._open[id(obj)] = len(self._open)
         try:
@@ -215,9 +215,8 @@ class Walker:
                 if not isinstance(value, ModuleType) or not hasattr(value, attribute):
                     break
                 owner, value, dotted = value, getattr(value, attribute), f"{dotted}.{attribute}"
-                if package_of_module(owner.__name__) and not isinstance(value, ModuleType | FunctionType | type | int | float | str):
+                if not isinstance(value, _FOLLOWED) and self._installed_module(owner.__name__):
                     value = _Installed(f"{owner.__name__}.{attribute}")  # such as sys.stdout or np.add
-                    self._installed_module(owner.__name__)
             yield dotted, value
 
     def _installed_module(self, name: str) -> bool:
@@ -250,7 +249,7 @@ class Walker:
         package = package_of_module(cls.__module__)
         if package is not None:
             self._installed(package)
-            if not _made_of_user_code(cls):
+            if not made_of_user_code(cls):
                 return {"class": f"{cls.__module__}.{cls.__qualname__}"}
         name, new = self._name(cls, cls.__qualname__)
         if new:
@@ -264,9 +263,9 @@ class Walker:
         return {
             "bases": [self.describe(base) for base in cls.__bases__],
             "metaclass": self.describe(type(cls)),
-            "slots": list(_slots(cls)),
+            "slots": slots(cls),
             "fields": {key: self._field(key, field) for key, field in sorted(fields.items())} if fields else None,
-            "attributes": {key: self._attribute(name, key, value) for key, value in _attributes(cls)},
+            "attributes": {key: self._attribute(name, key, value) for key, value in class_attributes(cls)},
         }
 
     def _field(self, key: str, field: Any) -> Json:
@@ -317,7 +316,7 @@ class Walker:
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names:
             return self._installed(package_of_module(top) or ("python", ""))
-        filename = _module_file(name)
+        filename = module_file(name)
         if filename is None or f"module {name}" in self.parts:
             return None
         installed = package_of_file(filename)
@@ -332,6 +331,17 @@ class Walker:
             self._import(other, inside)
         return {"module": name}
 
+    _callables: ClassVar[tuple[tuple[Any, Callable[[Any, Any], Json]], ...]] = (
+        (FunctionType, _function),
+        (MethodType, _method),
+        (_C_CALLABLES, _builtin),
+        (_Installed, lambda walker, found: {"installed": found.name}),
+        (functools.partial, _partial),
+        (ModuleType, _module),
+        (type(functools.lru_cache(len)), lambda walker, fn: {"cached": walker.inner("__wrapped__", fn.__wrapped__)}),
+        (functools.cached_property, lambda walker, fn: {"cached property": walker.inner("func", fn.func)}),
+    )
+
 
 def _cells(fn: FunctionType) -> dict[str, Any]:
     found: dict[str, Any] = {}
@@ -341,68 +351,3 @@ def _cells(fn: FunctionType) -> dict[str, Any]:
         except ValueError:  # not assigned yet: a later function of the same scope
             continue
     return found
-
-
-def _slots(cls: type[Any]) -> list[str]:
-    slots = vars(cls).get("__slots__", ())
-    return [slots] if isinstance(slots, str) else sorted(slots)
-
-
-def _made_of_user_code(cls: type[Any]) -> bool:
-    """Tell whether a class that an installed package made at run time, such as a parametrized one, derives from a user's."""
-    return any(package_of_module(base.__module__) is None for base in cls.__mro__)
-
-
-def _attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what a class body defined, without what Python or a decorator generated from it."""
-    generated = "__dataclass_fields__" in vars(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
-    enum = sys.modules.get("enum")
-    members = getattr(cls, "__members__", None) if enum and isinstance(cls, enum.EnumMeta) else None
-    for key, value in sorted(vars(cls).items()):
-        if key in _CLASS_MACHINERY or isinstance(value, _STORAGE) or type(value).__name__ == "_tuplegetter":
-            continue
-        if generated and (_is_generated(value) or key in ("_fields", "_field_defaults")):
-            continue
-        if members is not None and (key in members or (key.startswith("_") and not isinstance(value, FunctionType))):
-            continue
-        if members is not None and isinstance(value, FunctionType) and package_of_file(value.__code__.co_filename):
-            continue
-        yield key, value
-    for key, member in (members or {}).items():
-        yield f"member {key}", member.value
-
-
-def _is_generated(value: Any) -> bool:
-    value = getattr(value, "__func__", value)
-    code: CodeType | None = getattr(value, "__code__", None)
-    return code is not None and (code.co_filename[:1] == "<" or package_of_file(code.co_filename) is not None)
-
-
-def _module_file(name: str) -> str | None:
-    """Return the file of a module without importing anything."""
-    if name in sys.modules:
-        return getattr(sys.modules[name], "__file__", None)
-    search: Any = None
-    at = ""
-    spec = None
-    for part in name.split("."):
-        at = f"{at}.{part}" if at else part
-        spec = importlib.machinery.PathFinder.find_spec(at, search)
-        if spec is None:
-            return None
-        search = spec.submodule_search_locations
-        if search is None and at != name:
-            return None
-    return spec.origin if spec else None
-
-
-_CALLABLES: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
-    (FunctionType, Walker._function),
-    (MethodType, Walker._method),
-    (_C_CALLABLES, Walker._builtin),
-    (_Installed, lambda walker, found: {"installed": found.name}),
-    (functools.partial, Walker._partial),
-    (ModuleType, Walker._module),
-    (functools._lru_cache_wrapper, lambda walker, fn: {"cached": walker.inner("__wrapped__", fn.__wrapped__)}),
-    (functools.cached_property, lambda walker, fn: {"cached property": walker.inner("func", fn.func)}),
-)

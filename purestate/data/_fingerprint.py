@@ -14,9 +14,8 @@ and plain objects are described by the callable that is handed in, since this ro
 from __future__ import annotations
 
 import os
-import random
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, StackDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from purestate.core._hash import canonical_json, dtype_name, leaf_hash, scalar_hash
+from purestate.core._key import Key
+from purestate.core._seeds import preserved_generators, seed_all
+from purestate.data._generators import GENERATORS, find_generators, generator_state, seed_generator, set_generator_state
 from purestate.errors import FingerprintError
 
 __all__ = ["DataPrint", "describe_data"]
@@ -36,7 +38,7 @@ _DECLARES = "__purestate_fingerprint__"
 _KINDS = ("content", "files", "declared", "probed")  # a loader is of the last kind that any part of it is
 _PROBES = 16
 _LONG = 120
-_OF_NO_EFFECT = frozenset({"generator", "data_source", "sampler", "dataset", "_generator"})
+_NESTED = (torch.Tensor, np.ndarray, list, tuple, dict, Dataset)
 _PATH_WORDS = ("root", "dir", "folder", "path", "file")
 
 
@@ -106,6 +108,8 @@ class _Survey:
             return
         if type(loader) is not DataLoader:
             self.parts["loader"] = self.code(type(loader), "loader")
+            for name in sorted(vars(loader).keys() - vars(DataLoader(range(1))).keys()):  # pyright: ignore[reportArgumentType]
+                self.value(vars(loader)[name], f"loader.{name}")
         self.parts["batch_size"] = loader.batch_size
         self.parts["drop_last"] = loader.drop_last
         if not loader.in_order:
@@ -118,10 +122,11 @@ class _Survey:
             self.parts["num_workers"] = loader.num_workers  # each worker runs a copy: how many there are decides the samples
             return
         if loader.batch_sampler is not None:
-            self.sampler(loader.batch_sampler, "batch_sampler")
-        self.sampler(loader.sampler, "sampler")
+            self.sampler(loader.batch_sampler, "batch_sampler", loader.dataset)
+        else:
+            self.sampler(loader.sampler, "sampler", loader.dataset)
 
-    def sampler(self, sampler: Any, place: str) -> None:
+    def sampler(self, sampler: Any, place: str, dataset: Any) -> None:
         """Describe a sampler by its class and attributes; its generator does not count, as the order comes from the key."""
         if _declared(self, sampler, place):
             return
@@ -130,9 +135,10 @@ class _Survey:
             self.value(list(cast("Sequence[Any]", sampler)), f"{place}.items")
             return
         for name, value in sorted(getattr(sampler, "__dict__", {}).items()):
-            if name in _OF_NO_EFFECT or isinstance(value, torch.Generator | Dataset):
-                continue
-            self.value(value, f"{place}.{name}")
+            if isinstance(value, Sampler):
+                self.sampler(value, f"{place}.{name}", dataset)
+            elif name != "generator" and value is not dataset and not isinstance(value, GENERATORS):
+                self.value(value, f"{place}.{name}")
 
     def code(self, obj: Any, place: str) -> Json:
         try:
@@ -146,12 +152,14 @@ class _Survey:
             self.parts[place] = _tensor(value, place)
         elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
             self.parts[place] = _array(value)
-        elif isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor | np.ndarray | list | tuple | dict) for item in value):
-            self.members(enumerate(cast("Sequence[Any]", value)), type(value).__name__, place)
-        elif type(value) is dict and any(isinstance(item, torch.Tensor | np.ndarray | list | tuple | dict) for item in value.values()):
-            self.members(sorted(cast("dict[Any, Any]", value).items(), key=lambda item: repr(item[0])), "dict", place)
         elif isinstance(value, Dataset):
             self.dataset(cast("Any", value), place)
+        elif isinstance(value, GENERATORS):
+            self.parts[place] = f"{type(value).__module__}.{type(value).__qualname__}, seeded from the key"
+        elif type(value) in (list, tuple) and any(isinstance(item, _NESTED) for item in value):
+            self.members(enumerate(value), type(value).__name__, place)
+        elif type(value) is dict and any(isinstance(item, _NESTED) for item in value.values()):
+            self.members(sorted(value.items(), key=lambda item: f"{type(item[0]).__name__} {item[0]}"), "dict", place)
         else:
             self.parts[place] = _short(self.code(value, place))
 
@@ -189,22 +197,14 @@ class _Survey:
         self.parts[place] = self.code(type(dataset), place)
         if isinstance(dataset, Sized):
             self.parts[f"{place}.samples"] = len(dataset)
-        elif not isinstance(dataset, IterableDataset) and not hasattr(dataset, "__dict__"):
-            raise _refusal(place, dataset)
-        attributes: dict[str, Any] = dict(getattr(dataset, "__dict__", {}))
-        if isinstance(dataset, Subset | ConcatDataset | StackDataset | TensorDataset):
-            attributes.pop("_length", None)
-            attributes.pop("cumulative_sizes", None)
+        if not hasattr(dataset, "__dict__"):
+            self.parts[f"{place}.value"] = _short(self.code(dataset, place))
+            return
+        attributes: dict[str, Any] = dict(vars(dataset))
         for name, paths in list(_paths(attributes)):
             self.files(attributes.pop(name), paths, f"{place}.{name}")
         for name, value in sorted(attributes.items()):
-            if isinstance(value, str) and os.path.isabs(value) and not os.path.exists(value):
-                self.parts[f"{place}.{name}"] = value
-            elif isinstance(value, list | tuple) and value and all(isinstance(item, Dataset) for item in cast("list[Any]", value)):
-                for i, item in enumerate(cast("list[Any]", value)):
-                    self.dataset(item, f"{place}.{name}.{i}")
-            else:
-                self.value(value, f"{place}.{name}")
+            self.value(value, f"{place}.{name}")
 
     def files(self, value: Any, paths: list[Path], place: str) -> None:
         """Describe files by name, size and time; the folder that they share is left out."""
@@ -228,10 +228,12 @@ class _Survey:
         self.parts[f"{place}.samples"] = count
         at = sorted({i * (count - 1) // (_PROBES - 1) for i in range(_PROBES)}) if count else []
         samples = _Survey(self.describe)
-        for i in at:
-            with _seeded(i):
-                sample = cast("Any", dataset)[i]
-            samples.value([sample], f"{place}[{i}]")
+        with _own_generators_preserved(dataset) as owned:
+            for i in at:
+                seed_all(i)
+                for n, generator in enumerate(owned):
+                    seed_generator(generator, Key.from_seed(i).fold_in(n))
+                samples.value([cast("Any", dataset)[i]], f"{place}[{i}]")
         self.parts[f"{place}.probes"] = f"{len(at)} samples b3:{scalar_hash(samples.parts)[:32]}"
 
 
@@ -257,13 +259,13 @@ def _paths(attributes: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
 def _files_of(name: str, value: Any) -> list[Path]:
     if isinstance(value, str | Path):
         told = isinstance(value, Path) or os.sep in value or any(word in name.lower() for word in _PATH_WORDS)
-        return [Path(value)] if told and value and os.path.exists(value) else []
+        return [Path(os.path.abspath(value))] if told and value and os.path.exists(value) else []
     if not isinstance(value, list | tuple) or not value:
         return []
-    names = [item[0] if isinstance(item, tuple) and item else item for item in cast("list[Any]", value)]
-    if not all(isinstance(item, str | Path) for item in names) or not os.path.isfile(names[0]):
+    names: list[Any] = [item[0] if isinstance(item, tuple) and item else item for item in cast("list[Any]", value)]
+    if not all(isinstance(item, str | Path) for item in names) or not all(map(os.path.isfile, names)):
         return []
-    return [Path(item) for item in names] if all(map(os.path.isfile, names)) else []
+    return [Path(os.path.abspath(item)) for item in names]
 
 
 _hashes: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Any, ...], str]] = {}
@@ -280,8 +282,8 @@ def _tensor(tensor: torch.Tensor, place: str) -> str:
     known = _hashes.get(id(tensor))
     if known is not None and known[0]() is tensor and known[1] == state:
         return f"{title} b3:{known[2]}"
-    digest = leaf_hash(tensor)[:32]
-    _hashes[id(tensor)] = (weakref.ref(tensor, lambda _, key=id(tensor): _hashes.pop(key, None)), state, digest)
+    digest, key = leaf_hash(tensor)[:32], id(tensor)
+    _hashes[key] = (weakref.ref(tensor, lambda _: _hashes.pop(key, None)), state, digest)
     return f"{title} b3:{digest}"
 
 
@@ -297,18 +299,16 @@ def _short(description: Json) -> Json:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Give torch, numpy and `random` fixed seeds, and put back what they were."""
-    before = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
+def _own_generators_preserved(dataset: Any) -> Generator[list[Any]]:
+    """Lend the generators that a data set owns, and put them and the global ones back to what they were."""
+    owned = find_generators(dataset, "dataset")
+    before = [generator_state(generator) for generator in owned]
+    with preserved_generators():
+        try:
+            yield owned
+        finally:
+            for generator, state in zip(owned, before, strict=True):
+                set_generator_state(generator, state)
 
 
 def _refusal(place: str, obj: object) -> FingerprintError:
