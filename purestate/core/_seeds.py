@@ -7,7 +7,7 @@ afterwards hold again what the caller had. Generators that are objects of their 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ def put_back(states: GlobalStates) -> None:
 
 
 @contextmanager
-def preserved_generators() -> Iterator[None]:
+def preserved_generators() -> Generator[None]:
     """Put the process-wide generators back on the way out, also after an exception.
 
     A device that is first used inside had no generator to preserve, and keeps the one it got.

@@ -18,9 +18,9 @@ import torch
 from purestate.core._key import Key
 from purestate.errors import HiddenStateError
 
-__all__ = ["find_generators", "generator_state", "seed_generator", "set_generator_state", "walk"]
+__all__ = ["GENERATORS", "OwnGenerator", "find_generators", "generator_state", "seed_generator", "set_generator_state", "walk"]
 
-Generator = torch.Generator | np.random.Generator | np.random.RandomState | np.random.BitGenerator | random.Random
+OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | np.random.BitGenerator | random.Random
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
 
 _LONGEST = 1000
@@ -53,7 +53,7 @@ def walk(root: Any, where: str, skip: Container[int] = ()) -> Iterator[tuple[str
             stack.extend(reversed(list(_children(path, item))))
 
 
-def find_generators(root: Any, where: str, skip: Container[int] = ()) -> list[Generator]:
+def find_generators(root: Any, where: str, skip: Container[int] = ()) -> list[OwnGenerator]:
     """Return the generators that an object owns, in the order in which `walk` meets them.
 
     Raises:
@@ -70,7 +70,7 @@ def find_generators(root: Any, where: str, skip: Container[int] = ()) -> list[Ge
     return [item for _, item in found]
 
 
-def seed_generator(generator: Generator, key: Key) -> None:
+def seed_generator(generator: OwnGenerator, key: Key) -> None:
     """Set a generator to the state that it would have if it had been made from a key's seed."""
     if isinstance(generator, torch.Generator):
         generator.manual_seed(key.seed)
@@ -83,7 +83,7 @@ def seed_generator(generator: Generator, key: Key) -> None:
         bits.state = type(bits)(key.seed).state
 
 
-def generator_state(generator: Generator) -> Any:
+def generator_state(generator: OwnGenerator) -> Any:
     """Read a generator without moving it."""
     if isinstance(generator, torch.Generator):
         return generator.get_state()
@@ -94,7 +94,7 @@ def generator_state(generator: Generator) -> Any:
     return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.state
 
 
-def set_generator_state(generator: Generator, state: Any) -> None:
+def set_generator_state(generator: OwnGenerator, state: Any) -> None:
     """Set a generator to what `generator_state` read."""
     if isinstance(generator, torch.Generator):
         generator.set_state(state)

@@ -9,7 +9,7 @@ begin at addresses that a batch of its own would not have, on which the bits of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import chain
 from operator import index as as_int
 from typing import Any
@@ -57,7 +57,7 @@ class MemoryFeed:
         self.batches = self._order.batches
         self.samples = self._order.samples()
 
-    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, key: Key, start: int = 0) -> Generator[Batch]:
         """Yield the batches of the epoch of a key from number ``start`` on."""
         order = self._order.draw(key)[start:]
         rows = _Rows(_integers(list(chain.from_iterable(order)), _size(self._dataset)), [len(batch) for batch in order])

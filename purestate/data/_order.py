@@ -8,7 +8,7 @@ Nothing is loaded here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ from purestate.core._key import Key, Tag
 from purestate.core._seeds import preserved_generators, seed_all
 from purestate.data._generators import (
     GENERATORS,
-    Generator,
+    OwnGenerator,
     find_generators,
     generator_state,
     seed_generator,
@@ -159,7 +159,7 @@ class Order:
             return list(iterator)
 
     @contextmanager
-    def _callers_preserved(self, generators: list[Generator]) -> Iterator[None]:
+    def _callers_preserved(self, generators: list[OwnGenerator]) -> Generator[None]:
         """Preserve the generators that a copy shares with the caller, because functions and bound methods are not copied."""
         states = [(generator, generator_state(generator)) for generator in generators if id(generator) in self._callers]
         try:
@@ -273,7 +273,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 @contextmanager
-def _torch_preserved() -> Iterator[None]:
+def _torch_preserved() -> Generator[None]:
     """Preserve the one generator that torch's own samplers draw from: 1 us, where all of them take 130."""
     state = torch.default_generator.get_state()
     try:
