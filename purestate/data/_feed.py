@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -17,7 +17,17 @@ from purestate.data._loader import IterableFeed, MapFeed
 from purestate.data._memory import MemoryFeed, in_memory
 from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
 
-__all__ = ["Feed", "feed"]
+__all__ = ["Batches", "Feed", "feed"]
+
+
+class Batches(Protocol):
+    """The batches of one epoch: an iterator that has to be closed where it is left early (`contextlib.closing`)."""
+
+    def __iter__(self) -> Batches: ...
+    def __next__(self) -> Batch: ...
+    def close(self) -> object:
+        """End the epoch: put generators back, end workers that do not persist. Nothing where it has ended."""
+        ...
 
 
 class Feed(Protocol):
@@ -37,7 +47,7 @@ class Feed(Protocol):
         """Samples an epoch."""
         ...
 
-    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, key: Key, start: int = 0) -> Batches:
         """Return the batches of one epoch.
 
         Args:
@@ -45,7 +55,7 @@ class Feed(Protocol):
             start: The first batch to give. Of a map-style dataset the samples before it are not loaded.
 
         Returns:
-            An iterator; one that is left early has to be closed (`contextlib.closing`). A second epoch ends the first.
+            The batches from ``start`` on. A second epoch of a feed ends the first.
         """
         ...
 
@@ -70,7 +80,7 @@ class ListFeed:
         self.batches = len(batches)
         self.samples = sum(map(batch_size, batches))
 
-    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, key: Key, start: int = 0) -> Generator[Batch]:
         """Yield the batches from number ``start`` on."""
         if len(self._batches) != self.batches:
             raise BatchError(f"Expected {self.batches} batches, the length of the list before, but it has {len(self._batches)}.")

@@ -181,6 +181,7 @@ class _Feed:
         self._seeder: Seeder = samples.seeder
         self._worker_init = _WorkerInit(loader.worker_init_fn)
         self._open: _Epoch | None = None
+        self._base_generator = torch.Generator()
         workers = loader.num_workers
         self._loader: DataLoader[Any] = DataLoader(
             samples,
@@ -189,7 +190,7 @@ class _Feed:
             timeout=loader.timeout,
             worker_init_fn=self._worker_init,
             multiprocessing_context=loader.multiprocessing_context,
-            generator=torch.Generator(),
+            generator=self._base_generator,
             prefetch_factor=loader.prefetch_factor if workers else None,
             **sampling,
         )
@@ -200,7 +201,7 @@ class _Feed:
         if self._open is not None:
             self._open.replace()
         self._worker_init.key = key
-        self._loader.generator.manual_seed(key.fold_in(Tag.WORKER).seed)
+        self._base_generator.manual_seed(key.fold_in(Tag.WORKER).seed)
         self._open = _Epoch(self._loader, self._seeder, self._device)
         return self._open
 
@@ -209,8 +210,8 @@ class _Feed:
         if self._open is not None:
             self._open.close()
             self._open = None
-        _end_workers(self._loader._iterator)
-        self._loader._iterator = None
+        _end_workers(self._loader._iterator)  # pyright: ignore[reportPrivateUsage]
+        self._loader._iterator = None  # pyright: ignore[reportPrivateUsage]
 
 
 class MapFeed(_Feed):
@@ -228,9 +229,8 @@ class MapFeed(_Feed):
         self._requests.batched = loader.batch_sampler is not None
         collate_fn: Any = loader.collate_fn
         samples = _MapSamples(loader.dataset, Seeder(loader.dataset, collate_fn))
-        sampling = (
-            {"batch_sampler": self._requests} if self._requests.batched else {"sampler": self._requests, "batch_size": None}
-        )
+        batched = self._requests.batched
+        sampling = {"batch_sampler": self._requests} if batched else {"sampler": self._requests, "batch_size": None}
         super().__init__(
             loader,
             device,
@@ -242,7 +242,7 @@ class MapFeed(_Feed):
         self.batches = self._order.batches
         self.samples = self._order.samples()
 
-    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, key: Key, start: int = 0) -> _Epoch:
         """Return an iterator over the batches of the epoch of a key from number ``start`` on.
 
         Close it where it is left early: with ``num_workers=0`` the process-wide generators are put back when it ends.
@@ -296,7 +296,7 @@ class IterableFeed(_Feed):
             return len(dataset)
         return self.batches * size
 
-    def epoch(self, key: Key, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, key: Key, start: int = 0) -> _Counted:
         """Return an iterator over the batches of the epoch of a key from number ``start`` on."""
         self._stream.key = key
         return _Counted(self._start(key), self._expected, start)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, UserDict, namedtuple
+from collections import OrderedDict, UserDict
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +13,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from purestate.core._batch import batch_size, to_device
 from purestate.errors import BatchError
 
-Pair = namedtuple("Pair", ["x", "y"])
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
 META = torch.device("meta")
 X = torch.zeros(5, 2)
 
@@ -68,7 +73,7 @@ def test_batch_without_samples_is_an_error(batch: Any, described: str) -> None:
 
 
 def test_moving_keeps_the_structure() -> None:
-    batch = [
+    batch: list[Any] = [
         X,
         {"a": (X, "name", 1)},
         Pair(X, None),

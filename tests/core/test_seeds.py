@@ -36,6 +36,13 @@ def test_seed_decides_all_draws(seed: int) -> None:
         assert not set(draws()) & set(first)
 
 
+def fail_under(seed: int) -> None:
+    with preserved_generators():
+        seed_all(seed)
+        draws()
+        raise KeyError
+
+
 def test_put_back_after_an_exception() -> None:
     with preserved_generators():
         seed_all(1)
@@ -43,10 +50,8 @@ def test_put_back_after_an_exception() -> None:
         states = global_states()
         expected = draws()
         put_back(states)
-        with pytest.raises(KeyError), preserved_generators():
-            seed_all(2)
-            draws()
-            raise KeyError
+        with pytest.raises(KeyError):
+            fail_under(2)
         assert draws() == expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -50,16 +51,17 @@ def test_list_is_given_as_it_is() -> None:
     assert (batches.batches, batches.samples) == (2, 4)
     given = list(batches.epoch(KEY))
     assert all(ours is theirs for ours, theirs in zip(given, loader, strict=True))
-    assert list(batches.epoch(KEY, start=1))[0] is loader[1]
+    assert [batch is loader[1] for batch in batches.epoch(KEY, start=1)] == [True]
     loader.append((X, Y))
-    with pytest.raises(BatchError, match="Expected 2 batches.*has 3"):
+    with pytest.raises(BatchError, match=r"Expected 2 batches.*has 3"):
         next(batches.epoch(KEY))
 
 
 def test_batches_are_moved() -> None:
     meta = torch.device("meta")
     for loader in (DataLoader(TensorDataset(X, Y)), DataLoader([X, X]), [(X, Y)]):  # pyright: ignore[reportArgumentType]
-        assert next(feed(loader, device=meta).epoch(KEY))[0].device == meta
+        with closing(feed(loader, device=meta).epoch(KEY)) as batches:
+            assert next(batches)[0].device == meta
 
 
 @pytest.mark.parametrize("loader", [[], (), DataLoader(TensorDataset(X), batch_size=4, drop_last=True)])

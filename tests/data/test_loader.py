@@ -52,12 +52,13 @@ class OwnGenerators(Noisy):
     def __init__(self) -> None:
         super().__init__()
         self.torch = torch.Generator().manual_seed(0)
-        self.parts = {"numpy": np.random.default_rng(0), "legacy": np.random.RandomState(0)}
+        self.parts = {"numpy": np.random.default_rng(0), "legacy": np.random.default_rng(1)}
+        self.legacy = np.random.RandomState(0)
         python = random.Random(0)
         self.draw = python.random
 
     def __getitem__(self, index: int) -> Any:
-        own = [float(torch.rand((), generator=self.torch)), self.parts["numpy"].random(), self.parts["legacy"].rand()]
+        own = [float(torch.rand((), generator=self.torch)), self.parts["numpy"].random(), self.legacy.rand()]
         return index, torch.tensor([*own, self.draw()], dtype=torch.float64)
 
 
@@ -130,7 +131,7 @@ def plain(batch: Any) -> Any:
 
 def epoch(loader: DataLoader[Any], key: Key = KEY, start: int = 0) -> list[Any]:
     batches = feed(loader)
-    with closing(batches):  # pyright: ignore[reportArgumentType]
+    with closing(batches):
         return plain(list(batches.epoch(key, start)))
 
 
@@ -148,7 +149,7 @@ def test_values_do_not_depend_on_workers(name: str) -> None:
 def test_epochs_are_functions_of_their_key(name: str, workers: int) -> None:
     make = (MAPS | STREAMS)[name]
     batches = feed(make(workers))
-    with closing(batches):  # pyright: ignore[reportArgumentType]
+    with closing(batches):
         keys = [KEY, Key.from_seed(4), KEY]
         first, second, third = [plain(list(batches.epoch(key))) for key in keys]
         assert first == third != second
@@ -186,7 +187,7 @@ def test_generators_are_put_back_after_close_and_after_an_error(loader: DataLoad
     batches = feed(loader).epoch(KEY)
     next(batches)
     assert held() != before
-    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    batches.close()
     assert held() == before
     assert list(batches) == []
 
@@ -227,6 +228,8 @@ def test_worker_function_sees_the_users_dataset_and_seeds_from_the_key() -> None
         def __len__(self) -> int:
             return 4
 
+        drawn = torch.zeros(0)
+
         def __getitem__(self, index: int) -> Any:
             return self.drawn
 
@@ -262,7 +265,7 @@ def test_users_objects_reach_the_loader_as_they_are() -> None:
     loader = DataLoader(data, batch_size=4, num_workers=1, timeout=7, prefetch_factor=3, multiprocessing_context="spawn")
     batches = feed(loader)
     assert isinstance(batches, MapFeed)
-    ours = batches._loader
+    ours = batches._loader  # pyright: ignore[reportPrivateUsage]
     assert ours.dataset.dataset is data  # pyright: ignore[reportAttributeAccessIssue]
     assert (ours.timeout, ours.prefetch_factor, ours.multiprocessing_context) == (7, 3, loader.multiprocessing_context)
 

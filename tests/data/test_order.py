@@ -161,8 +161,8 @@ def test_order_is_that_of_the_seeded_loader(name: str) -> None:
         assert [shown(batch) for batch in batches.epoch(key)] == expected
         assert [shown(batch) for batch in batches.epoch(key, start=2)] == expected[2:]
         assert len(expected) == batches.batches
-    if "batch_size" not in name and "batches" not in name:
-        assert batches.samples == sum(map(len, expected))
+        if "batch_size" not in name and "batches" not in name:
+            assert batches.samples == sum(map(len, expected))
 
 
 @pytest.mark.parametrize("name", LOADERS)
