@@ -2,14 +2,14 @@
 
 A scheduler is a function of its optimizer at the moment when it is built: constructors change the optimizer's groups, and
 a user's function may read rates from there. So a kept scheduler carries the groups as they were then (``origin``), is
-built on them again, gets its attributes back, and only then the optimizer gets its groups back (`start`). Functions
+built on them again, gets its attributes back, and only then the optimizer gets its groups back (`restore_all`). Functions
 come from the factory. With all counters restored torch finds nothing to warn about, and no warning is silenced here.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ __all__ = [
     "is_plateau_factory",
     "needs_metric",
     "rebuild_scheduler",
-    "start",
+    "restore_all",
     "step_scheduler",
 ]
 
@@ -170,13 +170,12 @@ def rebuild_scheduler(factory: Factory, component: Component, optimizer: Optimiz
     return live
 
 
-def start(
-    optimizer_factory: Factory,
+def restore_all(
+    factory: Factory,
     optimizer: Component | None,
-    factories: Mapping[str, Factory | None],
-    schedulers: Mapping[str, Component | None],
+    schedulers: Sequence[tuple[Factory, Component | None]],
     params: Mapping[str, nn.Parameter],
-) -> tuple[Optimizer, dict[str, LiveScheduler]]:
+) -> tuple[Optimizer, list[LiveScheduler]]:
     """Build an optimizer and its schedulers, each fresh or continuing where it was.
 
     * optimizer kept: kept schedulers get their attributes, the optimizer its groups and state, to the bit; then fresh
@@ -184,25 +183,21 @@ def start(
     * optimizer fresh: in the order given, fresh schedulers are built and kept ones rebuilt (`rebuild_scheduler`).
 
     Args:
-        optimizer_factory: How the optimizer is made.
+        factory: How the optimizer is made.
         optimizer: From `export_optimizer`, or None for a fresh one. Not modified.
-        factories: How each scheduler is made, by name, in the order in which they are built; None where there is none.
-        schedulers: From `export_scheduler`, by name; None or absent: fresh. Not modified.
+        schedulers: Factory and component (None: fresh) of each, in the order in which they are built: epoch, then step. Not
+            modified.
         params: Working parameters by name.
 
     Returns:
-        The optimizer, and the schedulers by name.
+        The optimizer, and the schedulers in the order given.
     """
-    live = build_optimizer(optimizer_factory, params)
-    pairs = {name: (factory, schedulers.get(name)) for name, factory in factories.items() if factory is not None}
+    live = build_optimizer(factory, params)
     if optimizer is None:
-        return live, {
-            name: build_scheduler(factory, live) if kept is None else rebuild_scheduler(factory, kept, live)
-            for name, (factory, kept) in pairs.items()
-        }
-    again = {name: _restore(factory, kept, live) for name, (factory, kept) in pairs.items() if kept is not None}
+        return live, [build_scheduler(f, live) if kept is None else rebuild_scheduler(f, kept, live) for f, kept in schedulers]
+    again = [None if kept is None else _restore(f, kept, live) for f, kept in schedulers]
     write_optimizer(live, optimizer, params)
-    return live, {name: again[name] if name in again else build_scheduler(factory, live) for name, (factory, _) in pairs.items()}
+    return live, [one or build_scheduler(f, live) for one, (f, _) in zip(again, schedulers, strict=True)]
 
 
 def _build(factory: Factory, optimizer: Optimizer, count: int, origin: Component) -> LiveScheduler:
