@@ -69,7 +69,7 @@ def _move(item: Any, device: torch.device) -> Any:
     if isinstance(item, torch.Tensor):
         return item.to(device, non_blocking=item.device.type == "cpu" and item.is_pinned())
     if isinstance(item, PackedSequence):
-        return item.to(device=device)
+        return item.to(device)  # pyright: ignore[reportArgumentType]
     if isinstance(item, Mapping):
         moved = {key: _move(value, device) for key, value in item.items()}
         if isinstance(item, MutableMapping) and type(item) is not dict:

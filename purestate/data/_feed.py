@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,11 +20,9 @@ from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
 __all__ = ["Batches", "Feed", "feed"]
 
 
-class Batches(Protocol):
+class Batches(Iterator[Batch], Protocol):
     """The batches of one epoch: an iterator that has to be closed where it is left early (`contextlib.closing`)."""
 
-    def __iter__(self) -> Batches: ...
-    def __next__(self) -> Batch: ...
     def close(self) -> object:
         """End the epoch: put generators back, end workers that do not persist. Nothing where it has ended."""
         ...
