@@ -40,6 +40,8 @@ _C_CALLABLES = (
 )
 _FOLLOWED = (ModuleType, FunctionType, type, int, float, str)
 _BY_NAME = frozenset({"code", "class", "function", "module", "builtin", "installed"})
+_DATACLASS_OPTIONS = ("init", "repr", "eq", "order", "unsafe_hash", "frozen")
+_FIELD_OPTIONS = ("default", "default_factory", "init", "repr", "hash", "compare", "kw_only")
 _LONG = 120
 
 
@@ -178,7 +180,9 @@ class Walker:
             return {"function": f"{fn.__module__}.{fn.__qualname__}", **self._caught(fn)}
         name, new = self._name(fn, fn.__qualname__)
         if new:
+            self._path.append(name)
             self.parts[name] = scalar_hash(self._function_content(fn, name))[:32]
+            self._path.pop()
         return {"code": name}
 
     def _function_content(self, fn: FunctionType, name: str) -> Json:
@@ -259,18 +263,18 @@ class Walker:
         return {"code": name}
 
     def _class_content(self, cls: type[Any], name: str) -> Json:
-        fields = vars(cls).get("__dataclass_fields__")
+        fields, options = vars(cls).get("__dataclass_fields__"), vars(cls).get("__dataclass_params__")
         return {
             "bases": [self.describe(base) for base in cls.__bases__],
             "metaclass": self.describe(type(cls)),
             "slots": slots(cls),
-            "fields": {key: self._field(key, field) for key, field in sorted(fields.items())} if fields else None,
+            "fields": [self._field(key, field) for key, field in fields.items()] if fields is not None else None,
+            "options": {name: getattr(options, name) for name in _DATACLASS_OPTIONS} if options is not None else None,
             "attributes": {key: self._attribute(name, key, value) for key, value in class_attributes(cls)},
         }
 
     def _field(self, key: str, field: Any) -> Json:
-        options = ("default", "default_factory", "init", "repr", "hash", "compare", "kw_only")
-        return {option: self.inner(f"{key}.{option}", getattr(field, option)) for option in options}
+        return {"name": key, **{option: self.inner(f"{key}.{option}", getattr(field, option)) for option in _FIELD_OPTIONS}}
 
     def _attribute(self, owner: str, key: str, value: Any) -> Json:
         if isinstance(value, classmethod | staticmethod):
