@@ -1,0 +1,43 @@
+"""purestate: PyTorch training as pure operations on an immutable state, with a log that remembers the answers.
+
+Import it as ``ps``::
+
+    import purestate as ps
+
+    store = ps.Store("ckpts/digits")
+    s0 = ps.setup(ps.init(MyModule, seed=0), loss_cls=..., optimizer_cls=..., optimizer_args=...)
+    s1 = store.checkpoint("adam").train(s0, train_dl, val_dl, epochs=20)
+
+`README.md` in this package is the map of the code.
+"""
+
+from __future__ import annotations
+
+from purestate.core._diff import LeafDiff as LeafDiff
+from purestate.core._diff import diff as diff
+from purestate.core._edit import freeze as freeze
+from purestate.core._edit import set_lr as set_lr
+from purestate.core._edit import unfreeze as unfreeze
+from purestate.core._key import Key as Key
+from purestate.core._metrics import Metric as Metric
+from purestate.core._metrics import metric as metric
+from purestate.core._metrics import metric_accuracy as metric_accuracy
+from purestate.core._metrics import metric_binaccuracy as metric_binaccuracy
+from purestate.core._pure import make_loss as make_loss
+from purestate.core._pure import make_step as make_step
+from purestate.core._state import State as State
+from purestate.core._state import init as init
+from purestate.core._state import state_hash as state_hash
+from purestate.core._state import to_module as to_module
+from purestate.errors import PureStateError as PureStateError
+from purestate.errors import StaleRecordError as StaleRecordError
+from purestate.run import Checkpoint as Checkpoint
+from purestate.run import Curve as Curve
+from purestate.run import EpochView as EpochView
+from purestate.run import MemoryStore as MemoryStore
+from purestate.run import NullStore as NullStore
+from purestate.run import Store as Store
+from purestate.run import Summary as Summary
+from purestate.run import plot_metrics as plot_metrics
+from purestate.run import setup as setup
+from purestate.run._environment import VERSION as __version__

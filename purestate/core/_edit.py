@@ -1,0 +1,92 @@
+"""Ways to make a state from a state without training it: `set_lr`, `freeze`, `unfreeze`. See also `purestate.setup`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+
+from purestate.core._optim import replace_learning_rates, stored_learning_rates
+from purestate.core._state import State
+from purestate.core._tree import Leaves
+from purestate.core._work import require
+from purestate.errors import SetupError, StateError
+
+__all__ = ["freeze", "set_lr", "unfreeze"]
+
+
+def set_lr(state: State, lr: float | Sequence[float]) -> State:
+    """Return the state with another learning rate. A scheduler overwrites it when it steps next, as in torch.
+
+    Args:
+        state: After at least one step; not modified. Before, the rate is an argument of the optimizer: see `setup`.
+        lr: One for all parameter groups, or one for each.
+
+    Raises:
+        SetupError: The optimizer was not built yet, or the number of rates differs from that of the groups.
+    """
+    require(state, "optimizer", "set_lr")
+    if state.optimizer is None:
+        raise SetupError(
+            "set_lr: the optimizer was not built yet, so its rate is the one in its arguments.",
+            fix="Set it up with another: ps.setup(state, optimizer_cls=..., optimizer_args=dict(lr=...)).",
+            argument="lr",
+        )
+    groups = len(stored_learning_rates(state.optimizer))
+    rates = [float(lr)] * groups if isinstance(lr, (int, float)) else [float(rate) for rate in lr]
+    if len(rates) != groups:
+        raise SetupError(f"set_lr: expected {groups} rates, one for each parameter group, got {len(rates)}.", argument="lr")
+    return state.derived({"set_lr": rates}, optimizer=replace_learning_rates(state.optimizer, rates))
+
+
+def freeze(state: State, *patterns: str) -> State:
+    """Return the state with some parameters out of training: they take no gradient and are stored once for all forks.
+
+    Args:
+        state: Not modified.
+        *patterns: Names, or shell patterns such as ``'encoder.*'``.
+
+    Returns:
+        A state whose optimizer and schedulers, if they were set up, start afresh on what is left.
+
+    Raises:
+        StateError: A pattern matches no trainable parameter, or none would be left.
+
+    Example:
+        >>> from torch import nn
+        >>> from purestate.core._state import init
+        >>> state = freeze(init(lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))), "0.*")
+        >>> list(state.params), list(state.frozen)
+        (['1.weight', '1.bias'], ['0.weight', '0.bias'])
+    """
+    return _move(state, "params", "frozen", patterns, "freeze")
+
+
+def unfreeze(state: State, *patterns: str) -> State:
+    """Return the state with some parameters in training again. See `freeze`."""
+    return _move(state, "frozen", "params", patterns, "unfreeze")
+
+
+def _move(state: State, source: str, target: str, patterns: tuple[str, ...], act: str) -> State:
+    recipe = require(state, "template", act)
+    names = list(getattr(state, source))
+    chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise StateError(f"{act}: {pattern!r} matches no leaf of {source}; there is {', '.join(names[:8]) or 'none'}.", path=pattern)
+    template = copy.deepcopy(recipe.template)
+    every = {**state.params, **state.frozen}
+    for name, parameter in template.named_parameters():
+        if name in chosen:
+            parameter.requires_grad_(target == "params")
+    order = [(name, parameter.requires_grad) for name, parameter in template.named_parameters()]
+    trees: dict[str, Any] = {
+        "params": Leaves({name: every[name] for name, trainable in order if trainable}, "params"),
+        "frozen": Leaves({name: every[name] for name, trainable in order if not trainable}, "frozen"),
+    }
+    if not len(trees["params"]):
+        raise StateError(f"{act}: no trainable parameter would be left.", path="params")
+    fresh = dict.fromkeys(("optimizer", "epoch_scheduler", "step_scheduler"))
+    return state.derived({act: list(patterns)}, recipe=recipe.replace(template=template), **trees, **fresh)

@@ -1,0 +1,321 @@
+"""The ops: `train` as a generator of epochs, `evaluate`, `find_lr`, `predict`. Pure, and unaware of any log.
+
+Each is a function of a State, of feeds (batches as a function of a key) and of plain arguments. What the caller's global
+generators were is put back before control returns, at a yield, a return or an exception.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from purestate.core._capture import Runner
+from purestate.core._key import Key, Tag
+from purestate.core._metrics import Metric, Sums
+from purestate.core._seeds import preserved_generators, seed_all
+from purestate.core._state import State
+from purestate.core._step import make_evaluate_step, make_gradient_step, make_predict_step
+from purestate.core._work import Working, require
+from purestate.errors import NonFiniteLossError, SetupError
+
+__all__ = ["Epoch", "Feed", "advanced", "evaluate", "find_lr", "predict", "train"]
+
+
+class Feed(Protocol):
+    """Batches of a loader as a pure function of a key."""
+
+    batches: int
+    samples: int
+
+    def epoch(self, key: Key, start: int = 0) -> Iterator[Any]:
+        """Yield the batches of the epoch whose order and randomness derive from ``key``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What an epoch of `train` gives.
+
+    Args:
+        n: Its number within the op, from 1; 0 is the evaluation before the first.
+        epoch: Its number over the life of the state.
+        metrics: ``train_loss``, ``val_loss`` and the others, as Python floats.
+        lr: The learning rate of each parameter group during the epoch's last step.
+        state: The state after the epoch, **lent**: its tensors change with the next epoch. ``state.own()`` keeps it.
+    """
+
+    n: int
+    epoch: int
+    metrics: dict[str, float]
+    lr: list[float]
+    state: State
+
+
+def advanced(key: Key, n: int) -> Key:
+    """Return the key of the state after ``n`` epochs of an op that began with ``key``."""
+    return key.derive(Tag.ADVANCE, n)
+
+
+def train(
+    state: State,
+    feed: Feed,
+    val_feed: Feed | None = None,
+    *,
+    metrics: Sequence[Metric] = (),
+    warmup: int = 0,
+    watch: str = "loss",
+    key: Key | None = None,
+    done: int = 0,
+    notices: list[str] | None = None,
+) -> Iterator[Epoch]:
+    """Train without end, an epoch at each step of the iterator: whoever iterates decides when to stop.
+
+    Args:
+        state: Where to start; never modified.
+        feed: Training batches.
+        val_feed: Validation batches: evaluated before the first epoch and after each.
+        metrics: Computed on both.
+        warmup: During so many epochs the learning rate rises linearly, step by step, to what it was, and the schedulers
+            are held back.
+        watch: The metric whose validation value a plateau scheduler steps on.
+        key: The key of the op; the state's if left out. Given with ``done`` to go on in the middle.
+        done: How many epochs of this op the state has behind it.
+        notices: What the user should be told once is appended here.
+
+    Yields:
+        The evaluation before the first epoch as number 0 (with ``val_feed`` and without ``done``), then every epoch.
+
+    Raises:
+        NonFiniteLossError: The training loss of an epoch was nan or infinite, with the step.
+        SetupError: The state lacks a loss or an optimizer, or a plateau scheduler has nothing to watch.
+    """
+    require(state, "loss", "train")
+    require(state, "optimizer", "train")
+    state.check()
+    loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, notices)
+    if done == 0 and val_feed is not None:
+        with preserved_generators():
+            values = loop.validate(0)
+        yield Epoch(0, state.counters.epoch, values, loop.work.rates(), state.replace(key=advanced(loop.key, 0), origin=state.origin))
+    for n in itertools.count(done + 1):
+        with preserved_generators():
+            values, lr = loop.epoch(n)
+        yield Epoch(n, loop.work.epoch, values, lr, loop.work.lend(key=advanced(loop.key, n)))
+
+
+class _Loop:
+    """A `train` in progress."""
+
+    def __init__(
+        self,
+        state: State,
+        feed: Feed,
+        val_feed: Feed | None,
+        metrics: Sequence[Metric],
+        warmup: int,
+        watch: str,
+        key: Key,
+        notices: list[str] | None,
+    ) -> None:
+        assert state.recipe is not None
+        self.key, self.metrics, self.watch, self.warmup = key, metrics, watch, warmup
+        self._feed, self._val_feed, self._notices = feed, val_feed, notices
+        self.work = Working(state)
+        objective, template = state.recipe.objective(), state.recipe.template
+        self._train = Runner(make_gradient_step(template, objective, metrics))
+        self._evaluate = Runner(make_evaluate_step(template, objective, metrics))
+        if val_feed is None:
+            self.work.refuse_metric_schedulers()
+
+    def epoch(self, n: int) -> tuple[dict[str, float], list[float]]:
+        """Train for one epoch, validate, step the epoch scheduler. Returns metrics and the learning rates of its last step."""
+        work = self.work
+        sums, losses = Sums(self.metrics), _Losses(work.epoch + 1)
+        self._train.start_epoch(n)
+        warming = work.rates() if n <= self.warmup else None
+        first = (n - 1) * self._feed.batches
+        seeds = self.key.fold_in(Tag.STEP).seeds(first, first + self._feed.batches).tolist()
+        batches = self._feed.epoch(self.key.derive(Tag.ORDER, n))
+        for i, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
+            if warming is not None:
+                work.set_rates(warming, (first + i + 1) / (self.warmup * self._feed.batches))
+            out = self._train(work.params, work.frozen, work.buffers, batch, seed)
+            work.update(out.gradients, out.buffers)
+            sums.add(out.loss, out.sums, out.size)
+            losses.add(out.loss)
+            if warming is None:
+                work.step_scheduler()
+        rates = work.rates()
+        if warming is not None:
+            work.restore_rates()
+        losses.check()
+        values = {f"train_{name}": value for name, value in sums.means().items()}
+        values |= self.validate(n)
+        if warming is None:
+            work.epoch_scheduler(values.get(f"val_{self.watch}"))
+        work.epoch += 1
+        self._tell(self._train)
+        return values, rates
+
+    def validate(self, n: int) -> dict[str, float]:
+        """Evaluate the working state after epoch ``n``."""
+        if self._val_feed is None:
+            return {}
+        work = self.work
+        self._evaluate.start_epoch(n)
+        values = _sweep(self._evaluate, work.params, work.frozen, work.buffers, self._val_feed, self.key.derive(Tag.VALIDATE, n), self.metrics)
+        self._tell(self._evaluate)
+        return {f"val_{name}": value for name, value in values.items()}
+
+    def _tell(self, runner: Runner) -> None:
+        if runner.notice is not None and self._notices is not None and runner.notice not in self._notices:
+            self._notices.append(runner.notice)
+
+
+class _Losses:
+    """Finds the step at which the loss stopped being finite, asking the device once in a thousand steps."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch, self._before = epoch, 0
+        self._losses: list[torch.Tensor] = []
+
+    def add(self, loss: torch.Tensor) -> None:
+        self._losses.append(loss)
+        if len(self._losses) == 1000:
+            self.check()
+
+    def check(self) -> None:
+        """Raise `NonFiniteLossError` if a loss since the last check was nan or infinite."""
+        losses = torch.stack(self._losses)
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            step, value = int(bad[0]), float(losses[bad[0]])
+            raise NonFiniteLossError(
+                f"train: the loss became {value} in epoch {self._epoch}, step {self._before + step + 1}.",
+                cause="The learning rate is probably too high, or the data holds nan or infinite values.",
+                fix="Finished epochs are recorded. Try a lower lr (ck.find_lr shows where it breaks) or clip_grad_norm=1.0.",
+                epoch=self._epoch,
+                step=self._before + step + 1,
+                value=value,
+            )
+        self._before += len(self._losses)
+        self._losses.clear()
+
+
+def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = ()) -> dict[str, float]:
+    """Return the mean loss and metrics of a state over a loader, in eval mode.
+
+    Args:
+        state: Not modified, not advanced.
+        feed: The batches.
+        metrics: Computed beside the loss.
+
+    Returns:
+        ``{'loss': …, 'accuracy': …}``, weighted by samples.
+
+    Raises:
+        SetupError: The state has no loss.
+    """
+    recipe = require(state, "loss", "evaluate")
+    state.check()
+    runner = Runner(make_evaluate_step(recipe.template, recipe.objective(), metrics))
+    with preserved_generators():
+        return _sweep(runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics)
+
+
+def _sweep(
+    runner: Runner,
+    params: dict[str, torch.Tensor],
+    frozen: dict[str, torch.Tensor],
+    buffers: dict[str, torch.Tensor],
+    feed: Feed,
+    key: Key,
+    metrics: Sequence[Metric],
+) -> dict[str, float]:
+    sums = Sums(metrics)
+    seeds = key.fold_in(Tag.STEP).seeds(0, feed.batches).tolist()
+    for batch, seed in zip(feed.epoch(key), seeds, strict=True):
+        out = runner(params, frozen, buffers, batch, seed)
+        sums.add(out.loss, out.sums, out.size)
+    return sums.means()
+
+
+def predict(state: State, feed: Feed) -> list[Any]:
+    """Return what the module returns for each batch of a loader, in eval mode.
+
+    Args:
+        state: Not modified, not advanced.
+        feed: The batches. Of a tuple all but the last entry are inputs, if it has more than one.
+    """
+    recipe = require(state, "template", "predict")
+    state.check()
+    objective = recipe.objective() if recipe.has_loss else None
+    step = make_predict_step(recipe.template, objective)
+    params, frozen, buffers = dict(state.params), dict(state.frozen), dict(state.buffers)
+    key = state.key.derive(Tag.PREDICT)
+    outputs: list[Any] = []
+    with preserved_generators():
+        seeds = key.fold_in(Tag.STEP).seeds(0, feed.batches).tolist()
+        for batch, seed in zip(feed.epoch(key), seeds, strict=True):
+            seed_all(seed)
+            outputs.append(step(params, frozen, buffers, batch))
+    return outputs
+
+
+def find_lr(
+    state: State, feed: Feed, *, min_rate: float = 1e-8, max_rate: float = 1.0, epochs: int = 1
+) -> tuple[list[float], list[float], float | None]:
+    """Train on a copy with a learning rate that rises exponentially, one rate a step, and return the losses.
+
+    The learning rate range test of Smith, "Cyclical learning rates for training neural networks" (2017). The optimizer goes
+    on from its state; schedulers are left out. The sweep ends early at a loss that is not finite.
+
+    Args:
+        state: Not modified, not advanced.
+        feed: The batches.
+        min_rate: The first rate.
+        max_rate: The last.
+        epochs: Over how many epochs the rates are spread.
+
+    Returns:
+        ``(rates, losses, suggestion)``: the suggestion is where the smoothed loss falls fastest on the logarithmic axis.
+    """
+    require(state, "loss", "find_lr")
+    recipe = require(state, "optimizer", "find_lr")
+    if not 0 < min_rate < max_rate or epochs < 1:
+        raise SetupError(f"find_lr: expected 0 < min_rate < max_rate and epochs >= 1, got {min_rate!r}, {max_rate!r}, {epochs!r}.")
+    state.check()
+    work = Working(state.replace(recipe=recipe.replace(epoch_scheduler=None, step_scheduler=None), epoch_scheduler=None, step_scheduler=None))
+    runner = Runner(make_gradient_step(recipe.template, recipe.objective(), ()))
+    key, steps = state.key.derive(Tag.FIND_LR), epochs * feed.batches
+    rates = [min_rate * (max_rate / min_rate) ** (i / max(steps - 1, 1)) for i in range(steps)]
+    losses: list[torch.Tensor] = []
+    with preserved_generators():
+        seeds = key.fold_in(Tag.STEP).seeds(0, steps).tolist()
+        for n in range(epochs):
+            for i, batch in enumerate(feed.epoch(key.derive(Tag.ORDER, n + 1)), n * feed.batches):
+                work.set_all_rates(rates[i])
+                out = runner(work.params, work.frozen, work.buffers, batch, seeds[i])
+                work.update(out.gradients, out.buffers)
+                losses.append(out.loss)
+    values = [float(value) for value in torch.stack(losses)]
+    finite = list(itertools.takewhile(math.isfinite, values))
+    return rates[: len(finite)], finite, _steepest(rates, finite)
+
+
+def _steepest(rates: list[float], losses: list[float], smoothing: float = 0.9) -> float | None:
+    """The rate at which the exponentially smoothed loss falls fastest, before its minimum; None where it never falls."""
+    smooth: list[float] = []
+    average = 0.0
+    for i, loss in enumerate(losses, 1):
+        average = smoothing * average + (1 - smoothing) * loss
+        smooth.append(average / (1 - smoothing**i))
+    lowest = min(range(len(smooth)), key=smooth.__getitem__, default=0)
+    slopes = [(smooth[i + 1] - smooth[i - 1], i) for i in range(1, lowest)]
+    slope, at = min(slopes, default=(0.0, 0))
+    return rates[at] if slope < 0 else None

@@ -1,0 +1,100 @@
+"""The Recipe: the half of training that is decided once and does not move with the steps.
+
+It says which module, loss, optimizer and schedulers there are, with which arguments. It holds no weights (the module in
+it is a template on the meta device) and is never modified. A State carries its Recipe along; two Recipes are the same
+where their digests are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from purestate.core._factory import Factory
+from purestate.core._hash import scalar_hash
+from purestate.core._loss import Objective, make_objective
+
+__all__ = ["PRECISIONS", "Clip", "Recipe"]
+
+PRECISIONS = {"bfloat16": torch.bfloat16}
+"""What ``setup(precision=)`` takes: the dtype of `torch.autocast` around the forward pass and the loss.
+
+float16 is not among them: it needs a loss scale that moves with the steps, which would be state outside of the state.
+"""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How gradients are clipped before a step of the optimizer.
+
+    Args:
+        norm: The largest 2-norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` takes it.
+        value: The largest absolute value of an element, as `torch.nn.utils.clip_grad_value_` takes it.
+    """
+
+    norm: float | None = None
+    value: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What `setup` decided.
+
+    Args:
+        template: The module without weights: parameters and buffers are on the meta device.
+        loss: A class, an instance, or a function of ``(output, target)``.
+        loss_args: Arguments of the class.
+        loss_fn: In its place, ``(module, batch) -> loss`` or ``(loss, outputs)``.
+        loss_description: What the loss is, as plain JSON: class, arguments, code.
+        optimizer: How the optimizer is made.
+        epoch_scheduler: How the scheduler that steps once an epoch is made.
+        step_scheduler: How the scheduler that steps after every step of the optimizer is made.
+        clip: How gradients are clipped.
+        precision: A name in `PRECISIONS`, or None for none.
+    """
+
+    template: nn.Module
+    loss: Any = None
+    loss_args: Mapping[str, Any] | None = None
+    loss_fn: Callable[..., Any] | None = None
+    loss_description: Any = None
+    optimizer: Factory | None = None
+    epoch_scheduler: Factory | None = None
+    step_scheduler: Factory | None = None
+    clip: Clip = Clip()
+    precision: str | None = None
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What the recipe says, as plain JSON. The template is not in it: see `code.describe_module`."""
+        components = {"optimizer": self.optimizer, "epoch_scheduler": self.epoch_scheduler, "step_scheduler": self.step_scheduler}
+        return {
+            "loss": self.loss_description,
+            **{name: factory and factory.description for name, factory in components.items()},
+            "clip": {"norm": self.clip.norm, "value": self.clip.value},
+            "precision": self.precision,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of `description`."""
+        return scalar_hash(self.description)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether `setup` was told a loss."""
+        return self.loss is not None or self.loss_fn is not None
+
+    def objective(self) -> Objective:
+        """Return the function that computes the loss, with an instance of the loss of its own."""
+        autocast = PRECISIONS[self.precision] if self.precision else None
+        return make_objective(self.loss, self.loss_args, loss_fn=self.loss_fn, autocast=autocast)
+
+    def replace(self, **changes: Any) -> Recipe:
+        """Return a recipe with some parts exchanged."""
+        return replace(self, **changes)

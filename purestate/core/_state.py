@@ -1,0 +1,429 @@
+"""The State: everything training depends on, as one immutable tree.
+
+Nothing here computes a step or knows of disk. What a component of a state (an optimizer, a scheduler) holds is plain data
+(`Component`); which class made it is in the Recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import optree
+import torch
+from torch import nn
+from torch.utils import _pytree as torch_pytree
+
+from purestate.core import _module, _plain
+from purestate.core._component import Component
+from purestate.core._hash import scalar_hash, short, tree_hash
+from purestate.core._key import Key, Tag
+from purestate.core._recipe import Recipe
+from purestate.core._seeds import preserved_generators, seed_all
+from purestate.core._tree import LeafSpec, Leaves, check_same_names, spec_of
+from purestate.errors import FrozenStateError, StateError, UnsupportedError
+
+__all__ = ["COMPONENTS", "SUBTREES", "Counters", "Origin", "State", "component_digest", "init", "state_hash", "to_module"]
+
+SUBTREES = ("params", "frozen", "buffers")
+COMPONENTS = ("optimizer", "epoch_scheduler", "step_scheduler")
+_EMPTY = tree_hash({})
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """How far training has come: finished epochs and steps of the optimizer, over all ops."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a state was made from. Describes; takes no part in hash or equality.
+
+    Args:
+        base: The hash of the answer (or of the initial state) that it was made from; None for that state itself.
+        acts: What was done since: ``({'init': {'seed': 0}}, {'setup': ['optimizer']})``.
+        parent: The record that holds the answer: checkpoint, op, sequence number and digest of the record, state hash.
+    """
+
+    base: str | None = None
+    acts: tuple[Mapping[str, Any], ...] = ()
+    parent: Mapping[str, Any] | None = None
+
+
+class State:
+    """Training state: parameters, buffers, optimizer, schedulers, key and counters. Never modified.
+
+    States are made by `purestate.init`, by ops and by `replace`, seldom by hand. Two states are equal when their hashes are.
+
+    Attributes:
+        params: Trainable parameters by name.
+        frozen: Parameters that take no gradient, by name.
+        buffers: Buffers by name, non-persistent ones too.
+        optimizer: Moments and parameter groups; None until the first step.
+        epoch_scheduler: The scheduler that steps once an epoch; None where there is none, or none yet.
+        step_scheduler: The scheduler that steps after each step of the optimizer, likewise.
+        key: The random key.
+        counters: Finished epochs and steps.
+        ema: An average of the parameters, or None.
+        extra: The user's own plain values and tensors.
+        recipe: What `setup` decided; None for a state that was loaded without a module.
+        origin: What it was made from.
+
+    Example:
+        >>> state = init(lambda: nn.Linear(2, 1), seed=0)
+        >>> list(state.params), state.counters.step
+        (['weight', 'bias'], 0)
+        >>> state.hash == init(lambda: nn.Linear(2, 1), seed=0).hash
+        True
+    """
+
+    __slots__ = (
+        "_digests",
+        "_hash",
+        "buffers",
+        "counters",
+        "ema",
+        "epoch_scheduler",
+        "extra",
+        "frozen",
+        "key",
+        "optimizer",
+        "origin",
+        "params",
+        "recipe",
+        "step_scheduler",
+    )
+    params: Leaves
+    frozen: Leaves
+    buffers: Leaves
+    optimizer: Component | None
+    epoch_scheduler: Component | None
+    step_scheduler: Component | None
+    key: Key
+    counters: Counters
+    ema: Leaves | None
+    extra: Component | None
+    recipe: Recipe | None
+    origin: Origin
+
+    _defaults: ClassVar[dict[str, Any]] = {
+        "optimizer": None,
+        "epoch_scheduler": None,
+        "step_scheduler": None,
+        "counters": Counters(),
+        "ema": None,
+        "extra": None,
+        "recipe": None,
+        "origin": Origin(),
+    }
+
+    def __init__(self, *, params: Leaves, frozen: Leaves, buffers: Leaves, key: Key, **rest: Any) -> None:
+        fields = {"params": params, "frozen": frozen, "buffers": buffers, "key": key, **self._defaults, **rest}
+        for name, value in fields.items():
+            if isinstance(value, Component) and not isinstance(value.leaves, Leaves):
+                value = Component(value.skeleton, Leaves(value.leaves, name))
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_digests", None)
+        object.__setattr__(self, "_hash", None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenStateError(
+            f"state.{name} cannot be assigned: a state does not change.",
+            fix=f"Make a new one: state = state.replace({name}=...).",
+        )
+
+    __delattr__ = __setattr__  # type: ignore[assignment]  # the message is the same
+
+    # ---------------------------------------------------------------- identity
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of each subtree, from which the hash is made. Computed once."""
+        if self._digests is None:
+            object.__setattr__(self, "_digests", self._hash_subtrees())
+        return self._digests
+
+    def _hash_subtrees(self) -> dict[str, str]:
+        digests = {name: getattr(self, name).digest for name in SUBTREES}
+        for name in COMPONENTS:
+            component, factory = getattr(self, name), getattr(self.recipe, name, None)
+            if component is not None:
+                digests[name] = component_digest(component)
+            else:
+                digests[name] = f"fresh:{factory.digest}" if factory is not None else _EMPTY
+        digests["key"] = scalar_hash([self.key.hi, self.key.lo])
+        digests["counters"] = scalar_hash({"epoch": self.counters.epoch, "step": self.counters.step})
+        if self.ema is not None:
+            digests["ema"] = self.ema.digest
+        if self.extra is not None:
+            digests["extra"] = component_digest(self.extra)
+        return digests
+
+    @property
+    def hash(self) -> str:
+        """``'b3:'`` and 64 hexadecimal digits: the same in every process for the same bits. Computed once."""
+        if self._hash is None:
+            object.__setattr__(self, "_hash", f"b3:{tree_hash(self.digests)}")
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self.hash == other.hash if isinstance(other, State) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def check(self) -> None:
+        """Raise `MutatedStateError` if torch counted a change in place of any leaf. Ops call it on what they get."""
+        for leaves in self._leaves().values():
+            leaves.check()
+
+    def verify(self) -> None:
+        """Hash every leaf again.
+
+        Raises:
+            MutatedStateError: A leaf differs from what was hashed before; changes through ``.data`` or a numpy view,
+                which torch does not count, are found too if the leaf had been hashed.
+        """
+        for leaves in self._leaves().values():
+            leaves.verify()
+
+    # ---------------------------------------------------------------- new states
+
+    def replace(self, **changes: Any) -> State:
+        """Return a state with some parts exchanged; what is not named is shared.
+
+        Args:
+            **changes: Attributes of the state. ``params``, ``frozen``, ``buffers`` and ``ema`` take mappings of names to
+                tensors, with the names, shapes and dtypes that they had; ``extra`` takes a dict of plain values and
+                tensors. Tensors are held, not copied.
+
+        Raises:
+            TreeMismatchError: Names, shapes or dtypes of a subtree differ.
+            StateError: The state has no attribute of that name.
+        """
+        fields = {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
+        for name, value in changes.items():
+            if name not in fields:
+                raise StateError(f"a state has no part {name!r}; it has {', '.join(sorted(fields))}.", path=name)
+            fields[name] = self._part(name, value)
+        if "origin" not in changes:
+            fields["origin"] = self._derived({"replace": sorted(changes)})
+        return State(**fields)
+
+    def _part(self, name: str, value: Any) -> Any:
+        if name in (*SUBTREES, "ema") and not isinstance(value, Leaves) and value is not None:
+            new = Leaves({key: tensor.detach() for key, tensor in value.items()}, name)
+            check_same_names(name, getattr(self, "params" if name == "ema" else name).spec, new.spec, "the replacement")
+            return new
+        if name == "extra" and isinstance(value, Mapping):
+            return Component(*_plain.split(dict(value), "extra"))
+        return value
+
+    def _derived(self, act: Mapping[str, Any]) -> Origin:
+        return Origin(self.origin.base or self.hash, (*self.origin.acts, act), self.origin.parent)
+
+    def derived(self, act: Mapping[str, Any], **changes: Any) -> State:
+        """Return ``replace(**changes)`` that remembers what was done, for `setup` and its like."""
+        return self.replace(origin=self._derived(act), **changes)
+
+    def answered(self, parent: Mapping[str, Any]) -> State:
+        """Return the same state as the answer that a record holds."""
+        state = self.replace(origin=Origin(parent=parent))
+        object.__setattr__(state, "_hash", self._hash)
+        object.__setattr__(state, "_digests", self._digests)
+        return state
+
+    def map_leaves(self, function: Callable[[Leaves], Leaves]) -> State:
+        """Return the state with ``function`` applied to each group of leaves."""
+        fields: dict[str, Any] = {name: function(getattr(self, name)) for name in SUBTREES}
+        for name in (*COMPONENTS, "extra"):
+            component = getattr(self, name)
+            if component is not None:
+                fields[name] = Component(component.skeleton, function(component.leaves))
+        if self.ema is not None:
+            fields["ema"] = function(self.ema)
+        return self.replace(origin=self.origin, **fields)
+
+    def own(self) -> State:
+        """Return a copy that shares no memory. What a `train` in progress lends must be owned to be kept."""
+        return self.map_leaves(Leaves.own)
+
+    def to(self, device: torch.device | str) -> State:
+        """Return the state on another device. Its hash is the same."""
+        return self.map_leaves(lambda leaves: leaves.map(lambda tensor: tensor.to(device), same_bits=True))
+
+    # ---------------------------------------------------------------- views
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter or buffer; CPU where there is none."""
+        for name in SUBTREES:
+            for tensor in getattr(self, name).values():
+                return tensor.device
+        return torch.device("cpu")
+
+    @property
+    def spec(self) -> dict[str, dict[str, LeafSpec]]:
+        """Shape, dtype and stride order of every leaf, by subtree."""
+        return {name: leaves.spec for name, leaves in self._leaves().items()}
+
+    def _leaves(self) -> dict[str, Leaves]:
+        parts = {name: getattr(self, name) for name in (*SUBTREES, "ema")}
+        parts |= {name: component and component.leaves for name in (*COMPONENTS, "extra") for component in [getattr(self, name)]}
+        return {name: leaves for name, leaves in parts.items() if leaves is not None}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return what ``module.state_dict()`` has: names, tied ones twice, and copies of the tensors.
+
+        Training on does not change it. Non-persistent buffers are left out where the state knows its module.
+        """
+        if self.recipe is None:
+            return {name: tensor.clone() for subtree in SUBTREES for name, tensor in getattr(self, subtree).items()}
+        places = _module.state_dict_names(self.recipe.template)
+        return {alias: getattr(self, subtree)[name].clone() for alias, (subtree, name) in places.items()}
+
+    def __repr__(self) -> str:
+        lines = [f"State({short(self.hash.removeprefix('b3:'))}, epoch {self.counters.epoch}, step {self.counters.step})"]
+        lines += [f"  {name:<16} {text}" for name, text in self._rows()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{text}</td></tr>" for name, text in self._rows())
+        return (
+            f"<table><caption>State <code>{short(self.hash.removeprefix('b3:'))}</code>, epoch {self.counters.epoch}, "
+            f"step {self.counters.step}</caption>{rows}</table>"
+        )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [(name, _summary(getattr(self, name))) for name in (*SUBTREES, "ema") if getattr(self, name) is not None]
+        for name in COMPONENTS:
+            factory, component = getattr(self.recipe, name, None), getattr(self, name)
+            if factory is not None or component is not None:
+                state = "not built yet" if component is None else _summary(component.leaves)
+                rows.append((name, f"{factory.name}, {state}" if factory is not None else state))
+        rows.append(("key", repr(self.key)))
+        if self.extra is not None:
+            rows.append(("extra", _summary(self.extra.leaves)))
+        return rows
+
+
+def init(module: nn.Module | Callable[[], nn.Module], *, seed: int = 0, device: torch.device | str | None = None) -> State:
+    """Make the first state of a model.
+
+    Args:
+        module: A function without arguments that builds a module, which runs under ``seed``; or a module, whose weights
+            are taken as they are. The module is copied, never modified or kept.
+        seed: Seeds the builder, and the key from which all later randomness derives. ``-2**63 <= seed < 2**64``.
+        device: Where the state goes; where the module is, if left out.
+
+    Returns:
+        A state without optimizer and loss: see `purestate.setup`.
+
+    Raises:
+        UnsupportedError: The module has uninitialised lazy parameters, or cannot be copied.
+
+    Example:
+        >>> init(lambda: nn.Linear(2, 1), seed=0).params["weight"].shape
+        torch.Size([1, 2])
+    """
+    key = Key.from_seed(seed)
+    if not isinstance(module, nn.Module):
+        with preserved_generators():
+            seed_all(key.derive(Tag.INIT).seed)
+            module = module()
+    if not isinstance(module, nn.Module):
+        raise UnsupportedError(
+            f"init: expected a torch.nn.Module or a function that builds one, got {type(module).__name__}.",
+            fix="Write ps.init(lambda: MyModule(), seed=0).",
+        )
+    template, params, frozen, buffers = _module.take_apart(module)
+    state = State(
+        params=Leaves(params, "params"),
+        frozen=Leaves(frozen, "frozen"),
+        buffers=Leaves(buffers, "buffers"),
+        key=key,
+        recipe=Recipe(template),
+        origin=Origin(None, ({"init": {"seed": seed}},)),
+    )
+    return state if device is None else state.to(device)
+
+
+def to_module(state: State, module: nn.Module) -> nn.Module:
+    """Fill a module with a state's parameters and buffers, and return it.
+
+    Args:
+        state: Not modified; the module gets copies.
+        module: A module of the same structure. Its tensors are replaced in place and take the state's device.
+
+    Raises:
+        TreeMismatchError: Names, shapes or dtypes differ; the first is named.
+
+    Example:
+        >>> state = init(lambda: nn.Linear(2, 1), seed=0)
+        >>> net = to_module(state, nn.Linear(2, 1))
+        >>> torch.equal(net.weight, state.params["weight"])
+        True
+    """
+    return _module.put_together(module, dict(state.params), dict(state.frozen), dict(state.buffers))
+
+
+def state_hash(state: State) -> str:
+    """Return the hash of a state: ``'b3:'`` and 64 hexadecimal digits, the same in every process for the same bits."""
+    return state.hash
+
+
+def component_digest(component: Component) -> str:
+    """Return the digest of an optimizer, a scheduler or ``extra``."""
+    leaves = component.leaves if isinstance(component.leaves, Leaves) else Leaves(component.leaves)
+    return tree_hash({"leaves": leaves.digest, "skeleton": scalar_hash(component.skeleton)})
+
+
+def _summary(leaves: Leaves) -> str:
+    if not leaves.loaded:
+        return "not read yet"
+    elements = sum(tensor.numel() for tensor in leaves.values())
+    dtypes = sorted({str(spec_of(tensor).dtype).removeprefix("torch.") for tensor in leaves.values()})
+    return f"{len(leaves)} leaves, {elements:,} elements {' '.join(dtypes)}".rstrip()
+
+
+class _Meta:
+    """What flattening leaves behind. Trees fit together when their recipes do, whatever their keys and counters are."""
+
+    __slots__ = ("state", "structure")
+
+    def __init__(self, state: State, structure: tuple[Any, ...]) -> None:
+        self.state, self.structure = state, structure
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Meta) and self.structure == other.structure
+
+    def __hash__(self) -> int:
+        return hash(self.structure)
+
+
+def _flatten(state: State) -> tuple[list[dict[str, torch.Tensor]], _Meta]:
+    parts = state._leaves()
+    return [dict(leaves) for leaves in parts.values()], _Meta(state, tuple(parts))
+
+
+def _unflatten(meta: _Meta, children: Any) -> State:
+    new = dict(zip(meta.structure, children, strict=True))
+    fields: dict[str, Any] = {}
+    for name, tensors in new.items():
+        leaves = Leaves(tensors, name)
+        old = getattr(meta.state, name)
+        fields[name] = Component(old.skeleton, leaves) if isinstance(old, Component) else leaves
+    return meta.state.replace(**fields)
+
+
+optree.register_pytree_node(
+    State,
+    lambda state: (*_flatten(state), None),
+    _unflatten,
+    namespace=optree.registry.__GLOBAL_NAMESPACE,
+)
+torch_pytree.register_pytree_node(State, _flatten, lambda children, meta: _unflatten(meta, children))

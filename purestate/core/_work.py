@@ -1,0 +1,155 @@
+"""The working set of a `train` in progress: tensors that it owns and updates in place, and the objects that update them.
+
+A State goes in and a State comes out, but in between there is what the hand-written loop has: parameters, one optimizer,
+at most two schedulers. Nothing outside of this file and of `_ops` ever sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from purestate.core._optim import export_optimizer, learning_rates, with_moments_of
+from purestate.core._recipe import Recipe
+from purestate.core._sched import LiveScheduler, export_scheduler, start, step_scheduler
+from purestate.core._state import Counters, State
+from purestate.core._tree import Leaves
+from purestate.errors import SetupError, UnsupportedError
+
+__all__ = ["Working", "combine", "require"]
+
+_SCHEDULERS = ("epoch_scheduler", "step_scheduler")
+
+
+class Working:
+    """What a `train` owns.
+
+    Args:
+        state: Where to start from. Its tensors are copied.
+    """
+
+    def __init__(self, state: State) -> None:
+        recipe = require(state, "optimizer", "train")
+        assert recipe.optimizer is not None
+        self._clip = recipe.clip
+        self._state = state
+        self.params = {name: tensor.clone() for name, tensor in state.params.items()}
+        self.frozen = dict(state.frozen)
+        self.buffers = {name: tensor.clone() for name, tensor in state.buffers.items()}
+        self._parameters = {name: nn.Parameter(tensor) for name, tensor in self.params.items()}
+        if not self._parameters:
+            raise UnsupportedError("train: the state has no trainable parameters.", fix="Unfreeze some: state.unfreeze('*').")
+        self._list = list(self._parameters.values())
+        self.epoch, self.step = state.counters.epoch, state.counters.step
+        factories = {name: getattr(recipe, name) for name in _SCHEDULERS}
+        kept = {name: getattr(state, name) for name in _SCHEDULERS}
+        self.optimizer, self._schedulers = start(recipe.optimizer, state.optimizer, factories, kept, self._parameters)
+        self._held: list[Any] = []
+
+    def update(self, gradients: Mapping[str, torch.Tensor | None], buffers: Mapping[str, torch.Tensor]) -> None:
+        """Take one step of the optimizer, in place."""
+        for name, parameter in self._parameters.items():
+            parameter.grad = gradients[name]
+        clip = self._clip
+        if clip.norm is not None:
+            nn.utils.clip_grad_norm_(self._list, clip.norm)
+        if clip.value is not None:
+            nn.utils.clip_grad_value_(self._list, clip.value)
+        self.optimizer.step()
+        for name, buffer in buffers.items():
+            if buffer is not self.buffers[name]:
+                self._assign(name, buffer)
+        self.step += 1
+
+    def _assign(self, name: str, buffer: torch.Tensor) -> None:
+        """A module assigned this buffer. Its shape may move (a growing history), its owner is still the working set."""
+        mine = self.buffers[name]
+        if mine.shape == buffer.shape and mine.dtype == buffer.dtype:
+            mine.copy_(buffer)
+        else:
+            self.buffers[name] = buffer.clone()
+
+    def rates(self) -> list[float]:
+        """The learning rate of each parameter group."""
+        return learning_rates(self.optimizer)
+
+    def set_rates(self, rates: list[float], factor: float) -> None:
+        """Use ``factor * rate`` for each group until `restore_rates`."""
+        groups = self.optimizer.param_groups
+        self._held = self._held or [group["lr"] for group in groups]
+        for group, rate, held in zip(groups, rates, self._held, strict=True):
+            group["lr"] = torch.full_like(held, rate * factor) if isinstance(held, torch.Tensor) else rate * factor
+
+    def restore_rates(self) -> None:
+        """Put the very learning rates back that `set_rates` replaced."""
+        for group, held in zip(self.optimizer.param_groups, self._held, strict=True):
+            group["lr"] = held
+        self._held = []
+
+    def set_all_rates(self, rate: float) -> None:
+        """Use one learning rate for every group."""
+        self.set_rates([rate] * len(self.optimizer.param_groups), 1.0)
+
+    def step_scheduler(self) -> None:
+        """Step the step scheduler, if there is one."""
+        if (live := self._schedulers.get("step_scheduler")) is not None:
+            step_scheduler(live)
+
+    def epoch_scheduler(self, metric: float | None) -> None:
+        """Step the epoch scheduler, if there is one; a plateau scheduler steps on ``metric``."""
+        if (live := self._schedulers.get("epoch_scheduler")) is not None:
+            step_scheduler(live, metric)
+
+    def refuse_metric_schedulers(self) -> None:
+        """Raise `SetupError` if a scheduler steps on a metric: there is no validation to give it one."""
+        for name, live in self._schedulers.items():
+            if live.needs_metric:
+                raise SetupError(
+                    f"train: the {name} {type(live.scheduler).__qualname__} steps on a validation metric, and there is no val_dl.",
+                    fix="Give one: ck.train(state, train_dl, val_dl, ...).",
+                    argument=name,
+                )
+
+    def lend(self, **rest: Any) -> State:
+        """Return the state as it is now, over the working tensors: true until the next step."""
+        optimizer = export_optimizer(self.optimizer, self._parameters)
+        fields: dict[str, Any] = dict.fromkeys(_SCHEDULERS)
+        fields |= {name: export_scheduler(live) for name, live in self._schedulers.items()}
+        return self._state.replace(
+            params=Leaves(self.params, "params"),
+            buffers=Leaves(self.buffers, "buffers"),
+            optimizer=optimizer,
+            counters=Counters(self.epoch, self.step),
+            **fields,
+            **rest,
+        )
+
+
+def require(state: State, part: str, op: str) -> Recipe:
+    """Return the recipe of a state, or say what it lacks.
+
+    Raises:
+        SetupError: The state has no recipe, or its recipe has no such part.
+    """
+    if state.recipe is None:
+        raise SetupError(
+            f"{op}: the state does not know its module: it was loaded without one.",
+            fix="Load it with one: store.load(id, like=module_or_state).",
+            argument="state",
+        )
+    if not (state.recipe.has_loss if part == "loss" else getattr(state.recipe, part) is not None):
+        example = "loss_cls=torch.nn.CrossEntropyLoss" if part == "loss" else "optimizer_cls=torch.optim.Adam"
+        raise SetupError(f"{op}: the state has no {part}.", fix=f"Give it one: state = ps.setup(state, {example}).", argument=part)
+    return state.recipe
+
+
+def combine(best: State, last: State) -> State:
+    """Return what `load_best` returns: parameters, buffers and moments of ``best``, everything else of ``last``.
+
+    Learning rates and other hyperparameters live in the optimizer's groups, which are the last epoch's, by design: the next
+    `train` goes on with the lower rate, from the better parameters.
+    """
+    return last.replace(params=best.params, buffers=best.buffers, optimizer=last.optimizer and with_moments_of(last.optimizer, best.optimizer))

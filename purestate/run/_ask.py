@@ -1,0 +1,114 @@
+"""From the arguments of a call to its `Question`: content, code and data of everything that can change the answer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from purestate.code import describe, describe_module
+from purestate.core._metrics import Metric
+from purestate.core._recipe import Recipe
+from purestate.core._sched import is_plateau_factory
+from purestate.core._state import State
+from purestate.data._fingerprint import describe_data
+from purestate.run._question import Question, flatten
+
+__all__ = ["ask_reader", "ask_train"]
+
+_READ = ("params", "frozen", "buffers", "key")
+"""The subtrees that `evaluate` and `predict` depend on: a fork that only changes the optimizer shares their answers."""
+
+_modules: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def ask_train(
+    state: State,
+    train_dl: Any,
+    val_dl: Any,
+    *,
+    metrics: Sequence[Metric],
+    warmup: int,
+    watch: str,
+) -> Question:
+    """Return the question that a trajectory of `train` answers.
+
+    Raises:
+        FingerprintError: Something in it has no content that could be fingerprinted.
+    """
+    assert state.recipe is not None
+    parts = _common(state, list(state.digests), metrics)
+    parts |= _recipe(state.recipe, ("loss", "optimizer", "epoch_scheduler", "step_scheduler", "clip", "precision"))
+    parts |= dict(flatten(_data(train_dl), "train_data"))
+    parts |= dict(flatten(_data(val_dl) if val_dl is not None else None, "val_data"))
+    if warmup:
+        parts["args.warmup"] = warmup
+    factory = state.recipe.epoch_scheduler
+    if factory is not None and is_plateau_factory(factory) is not False:
+        parts["args.watch"] = watch
+    return Question("train/1", parts, _about(state))
+
+
+def ask_reader(
+    op: str,
+    state: State,
+    loader: Any,
+    *,
+    metrics: Sequence[Metric] = (),
+    args: Mapping[str, Any] | None = None,
+    whole: bool = False,
+) -> Question:
+    """Return the question of an op that only reads.
+
+    Args:
+        op: Its name and version.
+        state: What it reads.
+        loader: Its data.
+        metrics: What it computes beside the loss.
+        args: Its other arguments.
+        whole: Whether it depends on the optimizer, as `find_lr` does.
+    """
+    assert state.recipe is not None
+    parts = _common(state, list(state.digests) if whole else _READ, metrics)
+    parts |= _recipe(state.recipe, ("loss", "precision", *(("optimizer", "clip") if whole else ())))
+    parts |= dict(flatten(_data(loader), "data")) | {f"args.{name}": value for name, value in (args or {}).items()}
+    return Question(op, parts, _about(state))
+
+
+def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) -> dict[str, Any]:
+    assert state.recipe is not None
+    digests = state.digests
+    parts: dict[str, Any] = {f"input.{name}": digests[name] for name in subtrees if name in digests}
+    parts |= _module(state.recipe.template)
+    for metric in metrics:
+        parts |= dict(flatten({"higher_is_better": metric.higher_is_better, "fn": describe(metric.fn)}, f"metrics.{metric.name}"))
+    return parts
+
+
+def _recipe(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+    return dict(flatten({name: recipe.description[name] for name in names}, "recipe"))
+
+
+def _module(template: nn.Module) -> dict[str, Any]:
+    # a template is never modified, and describing a deep one takes milliseconds
+    if template not in _modules:
+        _modules[template] = dict(describe_module(template))
+    return _modules[template]
+
+
+def _data(loader: Any) -> dict[str, Any]:
+    found = describe_data(loader, describe)
+    return {"kind": found.kind, "digest": found.digest, **found.parts}
+
+
+def _about(state: State) -> dict[str, Any]:
+    about: dict[str, Any] = {}
+    for act in state.origin.acts:
+        if "init" in act:
+            about["seed"] = act["init"]["seed"]
+    parent = state.origin.parent
+    if parent is not None:
+        about["input"] = f"{parent['checkpoint']} train {parent['op']}, {parent['epochs']} epochs"
+    return about

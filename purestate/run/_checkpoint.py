@@ -1,0 +1,364 @@
+"""`Checkpoint`: a named log in a store, and the ops that are asked through it.
+
+There is no cursor and nothing to restore first: every call is looked up by content. What a call computes is appended; what
+it finds it returns, with the state's bytes left on disk until somebody looks at them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from purestate.core import _ops as ops
+from purestate.core._metrics import Metric, as_metrics
+from purestate.core._plain import decode
+from purestate.core._state import State
+from purestate.core._work import require
+from purestate.errors import SetupError, StateError
+from purestate.run._answers import Curve, EpochView, History, Summary, as_history
+from purestate.run._ask import ask_train
+from purestate.run._ledger import Ledger
+from purestate.run._progress import Progress
+from purestate.run._readers import Reader, ask_evaluate, ask_find_lr, ask_predict
+from purestate.run._select import Selection, unknown_metric
+from purestate.run._training import Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Checkpoint", "plot_metrics"]
+
+MetricLike = Metric | Callable[[Any, Any], Any]
+
+
+class Checkpoint:
+    """A named log. Made by `Store.checkpoint` and `Store.open`.
+
+    Attributes:
+        last: What the last op of this object did: a `Summary`, or None.
+
+    Example:
+        >>> import purestate as ps, torch
+        >>> data = torch.utils.data.TensorDataset(torch.randn(8, 2), torch.randn(8, 1))
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
+        >>> s0 = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+        >>> s0 = ps.setup(s0, loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
+        >>> ck = ps.MemoryStore().checkpoint("sgd", echo=None)
+        >>> s1 = ck.train(s0, loader, epochs=2)
+        >>> ck.last.cached, ck.train(s0, loader, epochs=2) == s1, ck.last.cached
+        (False, True, True)
+    """
+
+    def __init__(self, ledger: Ledger, *, echo: Callable[[str], None] | None = print) -> None:
+        self._ledger = ledger
+        self._echo = echo
+        self.last: Summary | None = None
+
+    # ---------------------------------------------------------------- ops
+
+    def train(
+        self,
+        state: State,
+        train_dl: Any,
+        val_dl: Any = None,
+        *,
+        epochs: int,
+        watch: str = "loss",
+        load_best: bool = False,
+        patience: int = 0,
+        warmup: int = 0,
+        metrics: Sequence[MetricLike] = (),
+    ) -> State:
+        """Train a state, or return what the log holds.
+
+        Args:
+            state: Where to start; never modified. It needs a loss and an optimizer, see `purestate.setup`.
+            train_dl: A `torch.utils.data.DataLoader`, or a list of batches. Its order and all randomness come from
+                ``state.key``; neither the loader nor a global generator moves.
+            val_dl: The same for validation, which comes before the first epoch and after each.
+            epochs: How many.
+            watch: The metric to watch: ``val_<watch>`` decides what is best. Better means strictly better.
+            load_best: Return parameters, buffers and moments of the best epoch (the evaluation before the first is a
+                candidate); schedulers, learning rates, counters and key are the last epoch's. Else the last epoch is
+                returned, and the best is kept for ``store.load(id, best=True)``.
+            patience: Stop after so many epochs without a new best; 0 never stops.
+            warmup: During so many epochs the learning rate rises linearly, step by step, to what it was, and the
+                schedulers are held back.
+            metrics: Functions ``(y_pred, y_true)`` that return a sum over the batch, or ``(sum, count)``; see `metric`.
+
+        Returns:
+            The new state. From the log its bytes are read when somebody looks.
+
+        Raises:
+            StaleRecordError: The checkpoint holds an answer to another question; names what changed.
+            MetricError: ``watch`` is not computed.
+            NonFiniteLossError: The loss became nan or infinite; the finished epochs are recorded.
+            MutatedStateError: A leaf of ``state`` was changed in place.
+            StoreLockedError: Another process is writing this checkpoint.
+
+        Effects:
+            Records in the log, an epoch each and one for the answer; items in the store; prints one line.
+        """
+        began = time.perf_counter()
+        progress = Progress(f"{self.id} train", epochs)
+        call = self._training(
+            state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, progress.update
+        )
+        with progress:
+            for _ in call.run():
+                pass
+        self._say(call.summary(time.perf_counter() - began))
+        assert call.result is not None
+        return call.result
+
+    def epochs(
+        self,
+        state: State,
+        train_dl: Any,
+        val_dl: Any = None,
+        *,
+        epochs: int,
+        watch: str = "loss",
+        load_best: bool = False,
+        patience: int = 0,
+        warmup: int = 0,
+        metrics: Sequence[MetricLike] = (),
+    ) -> Iterator[EpochView]:
+        """Train as `train` does, as a stream of epochs. Leaving the loop early ends the op at that epoch.
+
+        Args:
+            state: As for `train`, like all arguments.
+            train_dl: …
+            val_dl: …
+            epochs: How many at most.
+            watch: …
+            load_best: …
+            patience: …
+            warmup: …
+            metrics: …
+
+        Yields:
+            The evaluation before the first epoch as number 0 (with ``val_dl``), then each epoch, recorded ones first.
+            ``epoch.state`` is copied, read or recomputed only when somebody looks.
+        """
+        began = time.perf_counter()
+        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, lambda _: None)
+        try:
+            yield from call.run()
+        finally:
+            if call.result is not None:
+                self._say(call.summary(time.perf_counter() - began))
+
+    def evaluate(self, state: State, dataloader: Any, *, metrics: Sequence[MetricLike] = ()) -> dict[str, float]:
+        """Return the mean loss and metrics of a state over a loader, from the log if it is there.
+
+        Args:
+            state: Not modified, not advanced.
+            dataloader: As for `train`.
+            metrics: As for `train`.
+
+        Returns:
+            ``{'loss': …, 'accuracy': …}``, weighted by samples.
+
+        Raises:
+            SetupError: The state has no loss.
+
+        Effects:
+            One record if it was computed; prints one line.
+        """
+        return self._read(ask_evaluate(state, dataloader, as_metrics(metrics)))
+
+    def find_lr(
+        self,
+        state: State,
+        dataloader: Any,
+        *,
+        optimizer_cls: type | None = None,
+        optimizer_args: Mapping[str, Any] | None = None,
+        loss_cls: type | None = None,
+        epochs: int = 1,
+        min_rate: float = 1e-8,
+        max_rate: float = 1.0,
+    ) -> Curve:
+        """Sweep the learning rate exponentially, one rate a step, and return the losses; from the log if they are there.
+
+        Args:
+            state: Not modified, not advanced: the sweep works on a copy.
+            dataloader: As for `train`.
+            optimizer_cls: Sweep with this one; else with the state's, from where it is.
+            optimizer_args: Its arguments. The learning rate in it has no effect.
+            loss_cls: Sweep with this loss; else with the state's.
+            epochs: Over how many epochs the rates are spread.
+            min_rate: The first rate.
+            max_rate: The last.
+
+        Effects:
+            One record if it was computed; prints one line.
+        """
+        changes = {"optimizer_cls": optimizer_cls, "optimizer_args": optimizer_args, "loss_cls": loss_cls}
+        return self._read(ask_find_lr(state, dataloader, changes, epochs, min_rate, max_rate))
+
+    def predict(self, state: State, dataloader: Any) -> Any:
+        """Return what the module returns for a loader, batches concatenated; from the log if it is there.
+
+        Args:
+            state: Not modified, not advanced.
+            dataloader: As for `train`. Of a tuple all but the last entry are inputs, if it has more than one.
+
+        Returns:
+            A tensor, or the structure of tensors that the module returns, on the CPU, with all samples in dimension 0.
+
+        Effects:
+            One record and one item if it was computed; prints one line.
+        """
+        return self._read(ask_predict(state, dataloader))
+
+    # ---------------------------------------------------------------- the log
+
+    @property
+    def id(self) -> str:
+        """The name."""
+        return self._ledger.id
+
+    @property
+    def description(self) -> str | None:
+        """What it is about."""
+        return self._ledger.description
+
+    @property
+    def head(self) -> str:
+        """The digest of the last record: pin it, and nobody can shorten or rewrite the log unnoticed."""
+        self._ledger.refresh()
+        return self._ledger.log.head
+
+    @property
+    def history(self) -> History:
+        """Lists, an entry an epoch, over all trains of the checkpoint: ``epoch``, losses, metrics, ``lr``, ``seconds``."""
+        epochs: list[dict[str, Any]] = []
+        for _, train, record in self._ledger.refresh().finished():
+            bodies = [train.epochs[n].body for n in range(1, record.body["last"] + 1)]
+            epochs += [body | {"metrics": decode(body["metrics"])} for body in bodies]
+        return as_history(epochs)
+
+    def reset(self, op: int = 0) -> None:
+        """Void a train and those that follow, so that the chain can go on from there. Their records stay readable.
+
+        Args:
+            op: Its number, from 0.
+
+        Effects:
+            One record, and a line in the store's journal.
+        """
+        with self._ledger.writing() as chain:
+            voided = chain.trains[self._number(op) :]
+            self._ledger.append("reset", {"of": [train.start.seq for train in voided]})
+            self._ledger.backend.clear_resume(self.id)
+        self._ledger.backend.journal("reset", checkpoint=self.id, op=op, head=self._ledger.log.head)
+
+    def accept(self, op: int = 0) -> None:
+        """Say that the next question which differs from a train's record has the same answer: a refactoring, for example.
+
+        Args:
+            op: The train's number, from 0.
+
+        Effects:
+            One record now and one when such a question comes, which names what differed; a line in the store's journal.
+        """
+        with self._ledger.writing() as chain:
+            train = chain.trains[self._number(op)]
+            self._ledger.append("accept", {"of": train.start.seq})
+        self._ledger.backend.journal("accept", checkpoint=self.id, op=op, head=self._ledger.log.head)
+
+    def plot_metrics(self) -> Figure:
+        """Return a figure of the history: one chart a metric, training and validation together. Opens no window."""
+        from purestate.view import plot_metrics
+
+        return plot_metrics([self.history], [self.id])
+
+    def __repr__(self) -> str:
+        self._ledger.refresh()
+        rows = [f"Checkpoint({self.id!r}{f', {self.description!r}' if self.description else ''})"]
+        for op, train, record in self._ledger.chain.finished():
+            rows.append(f"  train {op}: {record.body['last']} epochs, {len(train.done)} answers, {record.body['out']['hash'][:11]}")
+        rows += [f"  {record.kind}: {record.body['input'][:11]}" for record in self._ledger.chain.readers.values()]
+        return "\n".join(rows)
+
+    # ---------------------------------------------------------------- inside
+
+    def _training(
+        self,
+        state: State,
+        train_dl: Any,
+        val_dl: Any,
+        epochs: int,
+        watch: str,
+        load_best: bool,
+        patience: int,
+        warmup: int,
+        metrics: Sequence[MetricLike],
+        progress: Callable[[ops.Epoch], None],
+    ) -> Training:
+        _must_be_state(state, "train")
+        require(state, "loss", "train")
+        require(state, "optimizer", "train")
+        state.check()
+        selection = Selection(epochs, watch, load_best, patience)
+        if type(warmup) is not int or warmup < 0:
+            raise SetupError(f"train: warmup must be an integer of at least 0, got {warmup!r}.", argument="warmup")
+        known = as_metrics(metrics)
+        names = ["loss", *(metric.name for metric in known)]
+        if watch not in names:
+            raise unknown_metric(watch, names)
+        if val_dl is None and (load_best or patience):
+            raise SetupError(
+                f"train: {'load_best' if load_best else 'patience'} needs validation, and there is no val_dl.",
+                cause="What is best is decided by validation metrics.",
+                fix="Give one: ck.train(state, train_dl, val_dl, ...).",
+                argument="val_dl",
+            )
+        question = ask_train(state, train_dl, val_dl, metrics=known, warmup=warmup, watch=watch)
+        return Training(
+            self._ledger, state, (train_dl, val_dl), question, selection, known, warmup, self._notify, progress
+        )
+
+    def _read(self, reader: Reader) -> Any:
+        began = time.perf_counter()
+        value, cached = reader.answer(self._ledger)
+        seconds = time.perf_counter() - began + reader.asked
+        self._say(Summary(f"{self.id} {reader.name}", cached, seconds, reader.state.hash, metrics=reader.shown(value)))
+        return value
+
+    def _number(self, op: int) -> int:
+        trains = self._ledger.chain.trains
+        if not 0 <= op < len(trains):
+            raise StateError(f"checkpoint {self.id!r} has {len(trains)} trains, numbered from 0; there is no train {op!r}.")
+        return op
+
+    def _notify(self, text: str) -> None:
+        if self._echo is not None:
+            self._echo(f"{self.id}: {text}")
+
+    def _say(self, summary: Summary) -> None:
+        self.last = summary
+        if self._echo is not None:
+            self._echo(str(summary))
+
+
+def _must_be_state(state: object, op: str) -> None:
+    if not isinstance(state, State):
+        hint = "Make one: ps.init(module, seed=0)." if isinstance(state, torch.nn.Module) else None
+        raise SetupError(f"{op}: expected a State first, got {type(state).__name__}.", fix=hint, argument="state")
+
+
+def plot_metrics(checkpoints: Sequence[Checkpoint]) -> Figure:
+    """Return a figure that compares the histories of several checkpoints: one chart a metric. Opens no window.
+
+    Args:
+        checkpoints: As `Store.checkpoint` or `Store.open` returned them.
+    """
+    from purestate.view import plot_metrics
+
+    return plot_metrics([ck.history for ck in checkpoints], [ck.id for ck in checkpoints])

@@ -1,0 +1,45 @@
+"""What an answer's bits may depend on besides its question: versions, device, threads, flags. Recorded with every op."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from typing import Any
+
+import torch
+
+__all__ = ["VERSION", "environment"]
+
+VERSION = "0.1.0"
+"""The version of purestate."""
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return the environment as plain JSON.
+
+    Args:
+        device: Where the op runs.
+    """
+    facts = {
+        **_versions(),
+        "device": device.type,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    if device.type == "cuda":
+        facts["device_name"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {
+        "purestate": VERSION,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }

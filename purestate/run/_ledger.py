@@ -1,0 +1,76 @@
+"""A checkpoint's log with its chain: what was recorded, and the one way to record more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from purestate.core._recipe import Recipe
+from purestate.core._state import State
+from purestate.run._chain import Chain, RecordLike
+from purestate.run._snapshot import Items, restore
+from purestate.store._backend import Backend
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """The records of one checkpoint.
+
+    Args:
+        backend: Where they are.
+        id: The checkpoint's name.
+        description: Recorded with the first record.
+        must_exist: Refuse a checkpoint that has no record.
+    """
+
+    def __init__(self, backend: Backend, id: str, *, description: str | None = None, must_exist: bool = False) -> None:
+        self.backend, self.id = backend, id
+        self.log = backend.log(id, must_exist=must_exist)
+        self.chain = Chain()
+        self._description = description
+        self.refresh()
+
+    @property
+    def description(self) -> str | None:
+        """What the checkpoint is about."""
+        return self.chain.description or self._description
+
+    def refresh(self) -> Chain:
+        """Fold in what was appended since, by whomever, and return the chain."""
+        self.log.refresh()
+        if len(self.log.records) < self.chain.seen:
+            self.chain = Chain()  # the checkpoint was deleted, and perhaps begun anew
+        self.chain.update(self.log.records)
+        return self.chain
+
+    @contextmanager
+    def writing(self) -> Iterator[Chain]:
+        """Hold the checkpoint's lock, for an op that computes. Yields the chain as it is then."""
+        with self.log.lock(), self.backend.writing():
+            yield self.refresh()
+
+    def append(self, kind: str, body: Mapping[str, Any]) -> RecordLike:
+        """Append a record, durable on return, and fold it in.
+
+        Effects:
+            One line in the log; creates the checkpoint with its first record.
+        """
+        if not self.log.records and kind != "checkpoint":
+            self.append("checkpoint", {"description": self._description})
+        record = self.log.append(kind, dict(body))
+        self.chain.add(record)
+        return record
+
+    def put(self, items: Items) -> None:
+        """Make items durable; those that are there cost nothing."""
+        missing = {digest: tensors for digest, tensors in items.items() if not self.backend.has(digest)}
+        if missing:
+            self.backend.put(missing)
+
+    def restore(self, snapshot: Mapping[str, Any], recipe: Recipe | None, device: torch.device | str = "cpu") -> State:
+        """Return the lazy state of a snapshot."""
+        return restore(snapshot, self.backend, recipe=recipe, device=device)

@@ -1,0 +1,160 @@
+"""`setup` and the other ways to make a state from a state without training: `set_lr`, `freeze`, `unfreeze`.
+
+None of them is an op, nothing is recorded, and nothing is built: a named component is marked as fresh, and its class,
+arguments and code are the mark. The next `train` builds it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from purestate.code import describe
+from purestate.core._factory import Factory
+from purestate.core._loss import make_objective
+from purestate.core._recipe import PRECISIONS, Clip, Recipe
+from purestate.core._state import COMPONENTS, State
+from purestate.core._work import require
+from purestate.errors import SetupError
+
+__all__ = ["setup"]
+
+_Args = Mapping[str, Any] | None
+
+
+def setup(
+    state: State,
+    *,
+    loss_cls: type | None = None,
+    loss_args: _Args = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    loss_fn: Callable[[nn.Module, Any], Any] | None = None,
+    optimizer_cls: type | None = None,
+    optimizer_args: _Args = None,
+    optimizer_fn: Callable[[list[nn.Parameter]], Any] | None = None,
+    epoch_scheduler_cls: type | None = None,
+    epoch_scheduler_args: _Args = None,
+    epoch_scheduler_fn: Callable[[Any], Any] | None = None,
+    clear_epoch_scheduler: bool = False,
+    step_scheduler_cls: type | None = None,
+    step_scheduler_args: _Args = None,
+    step_scheduler_fn: Callable[[Any], Any] | None = None,
+    clear_step_scheduler: bool = False,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
+    precision: str | None = None,
+) -> State:
+    """Decide how a state is trained. What is named starts afresh; what is not named stays with its state.
+
+    Args:
+        state: Not modified.
+        loss_cls: A loss class such as `torch.nn.CrossEntropyLoss`, called with ``(output, target)``.
+        loss_args: Its arguments.
+        loss: In place of a class, an instance or any function of ``(output, target)``.
+        loss_fn: In place of both, ``(module, batch) -> loss`` or ``(loss, outputs)``, for batches that are not a tuple
+            of inputs and a target.
+        optimizer_cls: A class of `torch.optim`, or of yours.
+        optimizer_args: Its arguments, without the parameters.
+        optimizer_fn: In place of a class, a function of the list of parameters that returns an optimizer.
+        epoch_scheduler_cls: A class of `torch.optim.lr_scheduler` that steps once an epoch.
+        epoch_scheduler_args: Its arguments, without the optimizer.
+        epoch_scheduler_fn: In place of a class, a function of the optimizer that returns a scheduler.
+        clear_epoch_scheduler: Go on without one.
+        step_scheduler_cls: The same for the scheduler that steps after every step of the optimizer.
+        step_scheduler_args: Its arguments.
+        step_scheduler_fn: In place of a class.
+        clear_step_scheduler: Go on without one.
+        clip_grad_norm: The largest 2-norm of all gradients together; 0 for none.
+        clip_grad_value: The largest absolute value of a gradient's element; 0 for none.
+        precision: ``'bfloat16'``: the forward pass and the loss run under `torch.autocast`; ``'float32'``: they do not.
+
+    Returns:
+        A new state. A scheduler that is kept while the optimizer is new is built again on it and stepped to where it was.
+
+    Raises:
+        SetupError: An argument does not fit; a class does not take an argument that was given for it.
+        UnsupportedError: The class cannot be made pure, as `torch.optim.LBFGS`.
+
+    Example:
+        >>> import purestate as ps, torch
+        >>> state = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+        >>> state = ps.setup(state, loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
+        >>> ps.setup(state, optimizer_cls=torch.optim.SGD, optimizer_args=dict(learning_rate=0.1))
+        Traceback (most recent call last):
+        purestate.errors.SetupError: ...
+    """
+    if not isinstance(state, State):
+        raise SetupError(
+            f"setup: expected a State first, got {type(state).__name__}.", fix="Make one: ps.init(module, seed=0).", argument="state"
+        )
+    if state.recipe is None:
+        require(state, "optimizer", "setup")
+    assert state.recipe is not None
+    changed: dict[str, Any] = _loss(loss_cls, loss_args, loss, loss_fn)
+    factories = {
+        "optimizer": _factory("optimizer", optimizer_cls, optimizer_args, optimizer_fn),
+        "epoch_scheduler": _factory("epoch_scheduler", epoch_scheduler_cls, epoch_scheduler_args, epoch_scheduler_fn),
+        "step_scheduler": _factory("step_scheduler", step_scheduler_cls, step_scheduler_args, step_scheduler_fn),
+    }
+    fresh: dict[str, None] = {}
+    cleared = {"epoch_scheduler": clear_epoch_scheduler, "step_scheduler": clear_step_scheduler}
+    for name in COMPONENTS:
+        if factories[name] is not None and cleared.get(name):
+            raise SetupError(f"setup: clear_{name} and {name}_cls were both given.", fix="Give one of them.", argument=f"clear_{name}")
+        if factories[name] is not None or cleared.get(name):
+            changed[name], fresh[name] = factories[name], None
+    changed |= _clip(state.recipe, clip_grad_norm, clip_grad_value) | _precision(precision)
+    recipe = state.recipe.replace(**changed)
+    return state.derived({"setup": sorted(changed)}, recipe=recipe, **fresh)
+
+
+def _factory(kind: str, cls: type | None, args: _Args, fn: Callable[..., Any] | None) -> Factory | None:
+    if cls is None and args is None and fn is None:
+        return None
+    return Factory.make(kind, cls, args, fn, describe=describe)
+
+
+def _loss(cls: type | None, args: _Args, loss: Callable[..., Any] | None, fn: Callable[..., Any] | None) -> dict[str, Any]:
+    given = [name for name, value in (("loss_cls", cls), ("loss", loss), ("loss_fn", fn)) if value is not None]
+    if len(given) > 1:
+        raise SetupError(f"setup: {' and '.join(given)} were both given.", fix="Give one of them.", argument=given[1])
+    if not given and args is None:
+        return {}
+    if fn is not None:
+        if args is not None:
+            raise SetupError("setup: loss_args go with loss_cls.", fix="Bind them: functools.partial(loss_fn, ...).", argument="loss_args")
+        return {"loss": None, "loss_args": None, "loss_fn": fn, "loss_description": {"fn": describe(fn)}}
+    if loss is not None:
+        if isinstance(loss, type):
+            raise SetupError(f"setup: loss={loss.__name__} is a class.", fix=f"Write loss_cls={loss.__name__}.", argument="loss")
+        if args is not None:
+            raise SetupError("setup: loss_args go with loss_cls.", fix="Give them where the loss is made.", argument="loss_args")
+        make_objective(loss)
+        kept = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
+        return {"loss": kept, "loss_args": None, "loss_fn": None, "loss_description": {"value": describe(kept)}}
+    factory = Factory.make("loss", cls, args, None, describe=describe)
+    make_objective(cls, factory.args)
+    return {"loss": cls, "loss_args": factory.args, "loss_fn": None, "loss_description": factory.description}
+
+
+def _clip(recipe: Recipe, norm: float | None, value: float | None) -> dict[str, Any]:
+    if norm is None and value is None:
+        return {}
+    for name, bound in (("clip_grad_norm", norm), ("clip_grad_value", value)):
+        if bound is not None and not bound >= 0:
+            raise SetupError(f"setup: {name} must be at least 0, got {bound!r}.", argument=name)
+    new = (recipe.clip.norm if norm is None else norm or None, recipe.clip.value if value is None else value or None)
+    return {"clip": Clip(*new)}
+
+
+def _precision(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name != "float32" and name not in PRECISIONS:
+        raise SetupError(
+            f"setup: precision must be one of {', '.join(map(repr, ('float32', *PRECISIONS)))}, got {name!r}.", argument="precision"
+        )
+    return {"precision": None if name == "float32" else name}

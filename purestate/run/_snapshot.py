@@ -1,0 +1,204 @@
+"""Snapshots: a State at rest, as JSON for a record and items for the store; and back, read when somebody looks.
+
+Items: the parameters together with the small buffers, so that the folder reads like a ``state_dict``; the frozen parameters;
+large buffers; the average; the optimizer with each slot and dtype packed into one vector, because Orbax takes a third of a
+millisecond a leaf. Everything else (key, counters, schedulers, parameter groups, zero-size leaves) is in the JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from purestate.core._component import Component
+from purestate.core._hash import dtype_name, leaf_bytes, leaf_hash, tree_hash
+from purestate.core._key import Key
+from purestate.core._recipe import Recipe
+from purestate.core._state import COMPONENTS, Counters, State, component_digest
+from purestate.core._tree import Leaves, in_order, stride_order
+
+__all__ = ["Items", "restore", "snapshot"]
+
+Items = dict[str, dict[str, torch.Tensor]]
+"""What a store keeps: flat mappings of names to tensors, by digest."""
+
+_BESIDE_PARAMS = 64 << 10
+_INLINE = 1 << 10
+
+
+class _Reader(Protocol):
+    def get(self, digest: str) -> Mapping[str, torch.Tensor]: ...
+
+
+def snapshot(state: State) -> tuple[dict[str, Any], Items]:
+    """Take a state apart for the store.
+
+    Args:
+        state: Not modified; the items hold its own tensors.
+
+    Returns:
+        ``(json, items)``.
+    """
+    items: Items = {}
+    buffers = state.buffers
+    beside = 0 < sum(t.nbytes for t in buffers.values()) <= _BESIDE_PARAMS and len(state.params) > 0
+    json: dict[str, Any] = {"hash": state.hash}
+    for name in ("params", "frozen", "buffers", "ema"):
+        leaves: Leaves | None = getattr(state, name)
+        if leaves is not None and not (name == "buffers" and beside):
+            json[name] = _put_leaves(leaves, items, also=buffers if name == "params" and beside else None)
+    for name in (*COMPONENTS, "extra"):
+        component: Component | None = getattr(state, name)
+        if component is not None:
+            json[name] = _put_component(component, items)
+        elif (factory := getattr(state.recipe, name, None)) is not None:
+            json[name] = {"fresh": factory.digest}
+    json["key"] = [state.key.hi, state.key.lo]
+    json["counters"] = {"epoch": state.counters.epoch, "step": state.counters.step}
+    return json, items
+
+
+def restore(json: Mapping[str, Any], reader: _Reader, *, recipe: Recipe | None, device: torch.device | str = "cpu") -> State:
+    """Put a state together from its snapshot, without reading an item before somebody looks.
+
+    Args:
+        json: What `snapshot` returned.
+        reader: Where items are read from: ``get(digest)`` returns verified CPU tensors.
+        recipe: The static half, or None.
+        device: Where the tensors go.
+    """
+    device = torch.device(device)
+    fields: dict[str, Any] = {}
+    read = _once(reader.get)
+    for name in ("params", "frozen", "buffers", "ema"):
+        if name in json:
+            fields[name] = _get_leaves(json[name], json[name]["names"], read, device, name)
+    if "beside" in json["params"]:
+        fields["buffers"] = _get_leaves(json["params"]["beside"] | {"item": json["params"]["item"]}, None, read, device, "buffers")
+    for name in (*COMPONENTS, "extra"):
+        if "skeleton" in json.get(name, {}):
+            fields[name] = _get_component(json[name], read, device, name)
+    hi, lo = json["key"]
+    state = State(key=Key(hi, lo), counters=Counters(**json["counters"]), recipe=recipe, **fields)
+    object.__setattr__(state, "_hash", json["hash"])
+    return state
+
+
+def _once(get: Callable[[str], Mapping[str, torch.Tensor]]) -> Callable[[str], Mapping[str, torch.Tensor]]:
+    """Two subtrees that share an item read it once."""
+    seen: dict[str, Mapping[str, torch.Tensor]] = {}
+
+    def read(digest: str) -> Mapping[str, torch.Tensor]:
+        if digest not in seen:
+            seen[digest] = get(digest)
+        return seen[digest]
+
+    return read
+
+
+# -------------------------------------------------------------------- leaves
+
+
+def _put_leaves(leaves: Leaves, items: Items, also: Leaves | None) -> dict[str, Any]:
+    json = _layout(leaves)
+    if also is None:
+        digest, tensors = leaves.digest, dict(leaves)
+    else:
+        json["beside"] = _layout(also)
+        digest, tensors = tree_hash({**leaves.hashes, **also.hashes}), {**leaves, **also}
+    if tensors:
+        json["item"] = digest
+        items[digest] = tensors
+    return json
+
+
+def _layout(leaves: Leaves) -> dict[str, Any]:
+    orders = {name: list(order) for name, tensor in leaves.items() if (order := stride_order(tensor)) is not None}
+    return {"digest": leaves.digest, "names": list(leaves)} | ({"orders": orders} if orders else {})
+
+
+def _get_leaves(
+    json: Mapping[str, Any],
+    names: list[str] | None,
+    read: Callable[[str], Mapping[str, torch.Tensor]],
+    device: torch.device,
+    where: str,
+) -> Leaves:
+    names = json["names"] if names is None else names
+    orders = json.get("orders", {})
+
+    def load() -> dict[str, torch.Tensor]:
+        item = read(json["item"])
+        return {name: in_order(item[name], _tuple(orders.get(name))).to(device) for name in names}
+
+    return Leaves.lazy(json["digest"], load, where) if names else Leaves(where=where)
+
+
+def _tuple(order: list[int] | None) -> tuple[int, ...] | None:
+    return None if order is None else tuple(order)
+
+
+# -------------------------------------------------------------------- components
+
+
+def _put_component(component: Component, items: Items) -> dict[str, Any]:
+    leaves = component.leaves
+    assert isinstance(leaves, Leaves)
+    json: dict[str, Any] = {"digest": component_digest(component), "leaves": leaves.digest, "skeleton": component.skeleton}
+    if sum(tensor.nbytes for tensor in leaves.values()) <= _INLINE:
+        json["inline"] = {name: _write(tensor) for name, tensor in leaves.items()}
+        return json
+    vectors, json["layout"] = _pack(leaves)
+    digest = tree_hash({name: leaf_hash(vector) for name, vector in vectors.items()})
+    json["item"] = digest
+    items[digest] = vectors
+    return json
+
+
+def _get_component(
+    json: Mapping[str, Any], read: Callable[[str], Mapping[str, torch.Tensor]], device: torch.device, where: str
+) -> Component:
+    def load() -> dict[str, torch.Tensor]:
+        if "inline" in json:
+            return {name: _read_inline(written).to(device) for name, written in json["inline"].items()}
+        return {name: tensor.to(device) for name, tensor in _unpack(read(json["item"]), json["layout"]).items()}
+
+    return Component(json["skeleton"], Leaves.lazy(json["leaves"], load, where))
+
+
+def _pack(leaves: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Concatenate the leaves of each slot (last part of the path) and dtype. Zero-size leaves take no room."""
+    groups: dict[str, list[str]] = {}
+    for path, tensor in leaves.items():
+        groups.setdefault(f"{path.rsplit('/', 1)[-1]}.{dtype_name(tensor.dtype)}", []).append(path)
+    vectors = {name: torch.cat([leaves[path].reshape(-1) for path in paths]) for name, paths in groups.items()}
+    layout = {
+        name: [[path, list(leaves[path].shape), *([list(order)] if (order := stride_order(leaves[path])) else [])] for path in paths]
+        for name, paths in groups.items()
+    }
+    return {name: vector for name, vector in vectors.items() if vector.numel()}, layout
+
+
+def _unpack(vectors: Mapping[str, torch.Tensor], layout: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    leaves: dict[str, torch.Tensor] = {}
+    for name, entries in layout.items():
+        dtype = getattr(torch, name.rsplit(".", 1)[-1])
+        vector, start = vectors.get(name, torch.empty(0, dtype=dtype)), 0
+        for path, shape, *order in entries:
+            stop = start + torch.Size(shape).numel()
+            # a leaf of its own: optimizers update in place, and a view would keep the whole vector alive
+            leaves[path] = in_order(vector[start:stop].reshape(shape).clone(), _tuple(order[0] if order else None))
+            start = stop
+    return leaves
+
+
+def _write(tensor: torch.Tensor) -> list[Any]:
+    return [dtype_name(tensor.dtype), list(tensor.shape), base64.b64encode(leaf_bytes(tensor)).decode()]
+
+
+def _read_inline(written: list[Any]) -> torch.Tensor:
+    dtype, shape, text = getattr(torch, written[0]), written[1], base64.b64decode(written[2])
+    return torch.frombuffer(bytearray(text), dtype=dtype).reshape(shape) if text else torch.empty(shape, dtype=dtype)

@@ -1,0 +1,99 @@
+"""When a question may be appended to a chain, and what is said when it may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from purestate.core._state import State
+from purestate.errors import StaleRecordError
+from purestate.run._chain import Chain, Trajectory
+from purestate.run._ledger import Ledger
+from purestate.run._question import Question, changes
+
+__all__ = ["accepted", "check_appendable"]
+
+
+def check_appendable(ledger: Ledger, question: Question, state: State) -> None:
+    """Return if the question may become the next record of the chain.
+
+    It may if the chain is empty, if the state is an answer of the chain's last train or was made from one, or if somebody
+    accepted that the recorded answer is for this question.
+
+    Raises:
+        StaleRecordError: Otherwise. It names what changed against the record that the question would have been.
+    """
+    chain = ledger.chain
+    if not chain.trains or _base(state) in chain.trains[-1].outputs:
+        return
+    rival = _rival(chain, question, state)
+    if rival.start.seq not in chain.accepting:
+        raise _stale(ledger, rival, question)
+
+
+def accepted(ledger: Ledger, question: Question, state: State) -> Trajectory | None:
+    """Return the trajectory that somebody accepted as the answer to this question, and record that it is.
+
+    Effects:
+        An ``alias`` record, once.
+    """
+    chain = ledger.chain
+    if not chain.accepting:
+        return None
+    rival = _rival(chain, question, state)
+    if rival.start.seq not in chain.accepting:
+        return None
+    body = {"of": rival.start.seq, "digest": question.digest, "changes": [list(c) for c in changes(rival.question, question)]}
+    ledger.append("alias", body)
+    return rival
+
+
+def _base(state: State) -> str:
+    return state.origin.base or state.hash
+
+
+def _rival(chain: Chain, question: Question, state: State) -> Trajectory:
+    """Return the record that the question would have been.
+
+    That is the train that began from the same answer; else the one behind the train that answered this state; else the one
+    from which it differs least.
+    """
+    base = _base(state)
+    for train in chain.trains:
+        if base in (train.base, train.input):
+            return train
+    for before, train in zip(chain.trains, chain.trains[1:], strict=False):
+        if base in before.outputs:
+            return train
+    return min(chain.trains, key=lambda train: len(changes(train.question, question)))
+
+
+def _stale(ledger: Ledger, rival: Trajectory, question: Question) -> StaleRecordError:
+    chain = ledger.chain
+    op, found = chain.index(rival), changes(rival.question, question)
+    later = tuple(range(op + 1, len(chain.trains)))
+    shown = "; ".join(_difference(*change) for change in found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    depends = f"; {_listed(later)} on it" if later else ""
+    return StaleRecordError(
+        f"checkpoint {ledger.id!r}, train {op}: {shown}.",
+        cause=f"The recorded answer is not for this question{depends}.",
+        fix=f"Fork with another checkpoint id, void it with ck.reset({op}), say that it is the same with ck.accept({op}), "
+        "or undo the change.",
+        checkpoint=ledger.id,
+        op=op,
+        changes=tuple(found),
+        dependents=later,
+    )
+
+
+def _listed(ops: tuple[int, ...]) -> str:
+    return f"train {ops[0]} depends" if len(ops) == 1 else f"trains {', '.join(map(str, ops))} depend"
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    if isinstance(old, str) and isinstance(new, str) and old.startswith("b3:") and new.startswith("b3:"):
+        return f"{name} changed since this was recorded ({old}, now {new})"
+    if old is None:
+        return f"{name} was not there when this was recorded, now {new!r}"
+    if new is None:
+        return f"{name} was {old!r} when this was recorded, now there is none"
+    return f"{name} was {old!r} when this was recorded, now {new!r}"

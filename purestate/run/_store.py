@@ -1,0 +1,304 @@
+"""`Store`, `MemoryStore`, `NullStore`: where checkpoints are, and what can be asked of all of them.
+
+The three differ only in the backend that keeps the bytes. A store never trains anything: see `Checkpoint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from purestate.core import _module
+from purestate.core._recipe import Recipe
+from purestate.core._state import State
+from purestate.errors import MissingSnapshotError, StateError, TreeMismatchError
+from purestate.run._chain import RecordLike, Trajectory
+from purestate.run._checkpoint import Checkpoint
+from purestate.run._ledger import Ledger
+from purestate.store._backend import Backend
+from purestate.store._disk import DiskBackend
+from purestate.store._memory import MemoryBackend, NullBackend
+from purestate.view import text_table
+
+__all__ = ["CheckpointInfo", "MemoryStore", "NullStore", "Store"]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What is known of a checkpoint without reading a tensor.
+
+    Args:
+        id: Its name.
+        description: What it is about.
+        trains: How many trains its chain has.
+        epochs: How many epochs they cover.
+        metrics: The metrics of its last epoch.
+        state: The hash of its last answer; None if there is none.
+        parent: Where its first state came from: checkpoint, op and state hash; None for a root.
+    """
+
+    id: str
+    description: str | None
+    trains: int
+    epochs: int
+    metrics: dict[str, float]
+    state: str | None
+    parent: dict[str, Any] | None
+
+
+class _Store:
+    """What the three stores share."""
+
+    _backend: Backend
+
+    def checkpoint(self, id: str, *, description: str | None = None, echo: Callable[[str], None] | None = print) -> Checkpoint:
+        """Return a checkpoint. It is created with its first record, not before.
+
+        Args:
+            id: Letters, digits, ``.``, ``_``, ``-``.
+            description: What it is about; recorded with the first record.
+            echo: Gets one line for each op; None for silence.
+
+        Raises:
+            InvalidIdError: The id cannot name a checkpoint.
+        """
+        return Checkpoint(Ledger(self._backend, id, description=description), echo=echo)
+
+    def open(self, id: str, *, echo: Callable[[str], None] | None = print) -> Checkpoint:
+        """Return a checkpoint that exists.
+
+        Raises:
+            CheckpointNotFoundError: There is none of that name; those that there are are listed.
+        """
+        return Checkpoint(Ledger(self._backend, id, must_exist=True), echo=echo)
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Return what there is, oldest first, without reading a tensor."""
+        return [self._info(Ledger(self._backend, id, must_exist=True)) for id in self._backend.ids()]
+
+    def table(self) -> str:
+        """Return the checkpoints as a table for people."""
+        rows = [
+            [
+                info.id,
+                info.description or "",
+                info.trains,
+                info.epochs,
+                ", ".join(f"{name} {value:.4f}" for name, value in info.metrics.items() if name.startswith("val_")),
+                (info.state or "")[:11],
+                f"{info.parent['checkpoint']}:{info.parent['op']}" if info.parent else "",
+            ]
+            for info in self.checkpoints()
+        ]
+        return text_table(rows, ["id", "description", "trains", "epochs", "last epoch", "state", "from"])
+
+    def lineage(self) -> str:
+        """Return which checkpoint was forked from which, as a tree for people."""
+        infos = {info.id: info for info in self.checkpoints()}
+        children: dict[str | None, list[CheckpointInfo]] = {}
+        for info in infos.values():
+            above = info.parent["checkpoint"] if info.parent else None
+            children.setdefault(above if above in infos else None, []).append(info)
+
+        def lines(above: str | None, indent: str) -> list[str]:
+            found: list[str] = []
+            for i, info in enumerate(children.get(above, [])):
+                last = i == len(children[above]) - 1
+                branch = "" if above is None else "└─ " if last else "├─ "
+                at = f" (from train {info.parent['op']})" if info.parent and above is not None else ""
+                found.append(f"{indent}{branch}{info.id}{at}: {info.trains} trains, {info.epochs} epochs, {(info.state or '')[:11]}")
+                found += lines(info.id, indent + ("" if above is None else "   " if last else "│  "))
+            return found
+
+        return "\n".join(lines(None, ""))
+
+    def load(
+        self,
+        id: str,
+        *,
+        best: bool = False,
+        op: int | None = None,
+        like: nn.Module | State | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        """Select a snapshot. Nothing is read before somebody looks at a tensor.
+
+        Args:
+            id: The checkpoint.
+            best: The best epoch, where the op returned the last one (``load_best=False``).
+            op: The number of the train, from 0; the last if left out.
+            like: A module or a state of the same structure. A state that is to be trained on or evaluated needs it, for
+                it says what the module, and with a state also what loss and optimizer, are.
+            device: Where the tensors go; where ``like`` is, or the CPU.
+
+        Raises:
+            CheckpointNotFoundError: There is no such checkpoint.
+            MissingSnapshotError: It has no such op, or no finished one.
+            TreeMismatchError: ``like`` has another structure.
+        """
+        ledger = Ledger(self._backend, id, must_exist=True)
+        train, record = _answer(ledger, op)
+        body = record.body
+        snapshot = body["kept"][str(body["best"])] if best and body["best"] is not None else body["out"]
+        recipe = _recipe(like)
+        if device is None:
+            device = like.device if isinstance(like, State) else "cpu"
+        state = ledger.restore(snapshot, recipe, device)
+        if recipe is not None:
+            _must_fit(snapshot, recipe, id)
+        return state.answered(
+            {
+                "checkpoint": id,
+                "op": ledger.chain.index(train),
+                "seq": record.seq,
+                "record": record.digest,
+                "hash": state.hash,
+                "epochs": body["last"],
+            }
+        )
+
+    def delete(self, id: str) -> None:
+        """Remove a checkpoint: its log and resume points. Items that others share stay.
+
+        Raises:
+            CheckpointNotFoundError: There is none.
+            StoreLockedError: Somebody is writing it.
+        """
+        self._backend.delete(id)
+
+    def close(self) -> None:
+        """End the writer process, if there is one. The store can be used again."""
+        self._backend.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _info(self, ledger: Ledger) -> CheckpointInfo:
+        chain = ledger.chain
+        finished = list(chain.finished())
+        metrics: dict[str, float] = {}
+        if finished:
+            _, train, record = finished[-1]
+            metrics = train.history()[record.body["last"]]
+        return CheckpointInfo(
+            id=ledger.id,
+            description=ledger.description,
+            trains=len(chain.trains),
+            epochs=sum(record.body["last"] for _, _, record in finished),
+            metrics=metrics,
+            state=finished[-1][2].body["out"]["hash"] if finished else None,
+            parent=_foreign_parent(ledger),
+        )
+
+
+class Store(_Store):
+    """A folder that holds checkpoints.
+
+    Args:
+        path: The folder. It is created with the first record.
+
+    Raises:
+        FormatVersionError: The folder was written by a newer version.
+
+    Example:
+        >>> import purestate as ps, tempfile
+        >>> store = ps.Store(tempfile.mkdtemp())
+        >>> store.checkpoints()
+        []
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._backend = DiskBackend(path)
+
+    def path(self, id: str, subtree: str = "params", *, op: int | None = None, best: bool = False) -> Path:
+        """Return the folder of one subtree of a snapshot, which plain Orbax restores.
+
+        Args:
+            id: The checkpoint.
+            subtree: ``'params'``, ``'frozen'``, ``'buffers'``, ``'optimizer'``, ``'ema'`` or ``'extra'``.
+            op: The number of the train; the last if left out.
+            best: As for `load`.
+
+        Raises:
+            MissingSnapshotError: The snapshot has no item for it: small ones live in the record or beside the parameters.
+        """
+        ledger = Ledger(self._backend, id, must_exist=True)
+        _, record = _answer(ledger, op)
+        body = record.body
+        snapshot = body["kept"][str(body["best"])] if best and body["best"] is not None else body["out"]
+        digest = snapshot.get(subtree, {}).get("item")
+        if digest is None:
+            raise MissingSnapshotError(
+                f"checkpoint {id!r}: the snapshot has no item {subtree!r}.",
+                cause="Empty and small subtrees are in the record, small buffers are beside the parameters.",
+                fix=f"It has {', '.join(repr(name) for name, part in snapshot.items() if isinstance(part, dict) and 'item' in part)}.",
+            )
+        return self._backend.item_path(digest)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self._backend.path)!r})"
+
+
+class MemoryStore(_Store):
+    """A store that lives as long as the object: for tests and notebooks."""
+
+    def __init__(self) -> None:
+        self._backend = MemoryBackend()
+
+
+class NullStore(_Store):
+    """A store that keeps nothing: every call computes."""
+
+    def __init__(self) -> None:
+        self._backend = NullBackend()
+
+
+def _answer(ledger: Ledger, op: int | None) -> tuple[Trajectory, RecordLike]:
+    finished = {number: (train, record) for number, train, record in ledger.chain.finished()}
+    if not finished or (op is not None and op not in finished):
+        raise MissingSnapshotError(
+            f"checkpoint {ledger.id!r} has no finished train{'' if op is None else f' {op}'}; it has {sorted(finished) or 'none'}.",
+            fix="Run the script that trains it again: it goes on from its last finished epoch.",
+        )
+    return finished[max(finished) if op is None else op]
+
+
+def _foreign_parent(ledger: Ledger) -> dict[str, Any] | None:
+    if not ledger.chain.trains:
+        return None
+    parent = ledger.chain.trains[0].start.body["parent"]
+    return parent if parent and parent["checkpoint"] != ledger.id else None
+
+
+def _recipe(like: nn.Module | State | None) -> Recipe | None:
+    if isinstance(like, State):
+        return like.recipe
+    if isinstance(like, nn.Module):
+        return Recipe(_module.take_apart(like)[0])
+    if like is None:
+        return None
+    raise StateError(f"load: like must be a module or a state, got {type(like).__name__}.")
+
+
+def _must_fit(snapshot: dict[str, Any], recipe: Recipe, id: str) -> None:
+    """Names first, from the record: shapes are compared when tensors are read."""
+    template = recipe.template
+    kept = {name for subtree in ("params", "frozen", "buffers") for name in snapshot.get(subtree, {}).get("names", ())}
+    kept |= set(snapshot["params"].get("beside", {}).get("names", ()))
+    has = {name for name, _ in template.named_parameters()} | {name for name, _ in template.named_buffers()}
+    for name in sorted(kept ^ has):
+        whose = "the checkpoint has no leaf" if name in has else "like has no leaf"
+        raise TreeMismatchError(
+            f"load: {whose} {name!r} where checkpoint {id!r} and like must agree.",
+            cause="It belongs to a model of another structure.",
+            fix="Give the module it was trained with, or load without like= and look at state.params.",
+            path=name,
+        )
