@@ -25,10 +25,10 @@ __all__ = [
     "build_optimizer",
     "export_optimizer",
     "learning_rates",
-    "merge_moments",
     "replace_learning_rates",
     "restore_optimizer",
     "stored_learning_rates",
+    "with_moments_of",
     "write_optimizer",
 ]
 
@@ -265,27 +265,27 @@ def replace_learning_rates(component: Component, rates: Sequence[float]) -> Comp
     return Component({**component.skeleton, "objects": objects}, leaves)
 
 
-def merge_moments(moments: Component | None, options: Component) -> Component:
-    """Return one optimizer with the state and attributes of ``moments`` and the groups (rates, betas) of ``options``.
+def with_moments_of(last: Component, best: Component | None) -> Component:
+    """Return an optimizer with the groups (rates, betas) of ``last`` and the state and attributes of ``best``.
 
-    This is what `train` returns under ``load_best``: moments of the best epoch, learning rates of the last. Nothing is copied.
+    This is what `train` returns under ``load_best``. Nothing is copied.
 
     Args:
-        moments: From the best epoch; None if that was before the first step of a fresh optimizer. Then state and attributes
+        last: From the last epoch.
+        best: From the best epoch; None if that was before the first step of a fresh optimizer. Then state and attributes
             are those that the factory builds.
-        options: From the last epoch.
     """
-    kept: Json = {"groups_only": True, "objects": {place: {} for place in options.skeleton["objects"]}}
-    if moments is not None:
-        kept = moments.skeleton
+    kept: Json = {"groups_only": True, "objects": {place: {} for place in last.skeleton["objects"]}}
+    if best is not None:
+        kept = best.skeleton
     objects: dict[str, Json] = dict(kept["objects"])
-    for place, values in options.skeleton["objects"].items():
+    for place, values in last.skeleton["objects"].items():
         if "param_groups" in values:
             objects[place] = {**objects[place], "param_groups": values["param_groups"]}
     in_groups = set(_leaf_names([values.get("param_groups") for values in objects.values()]))
     elsewhere = set(_leaf_names(objects)) - in_groups
-    leaves = {path: leaf for path, leaf in (moments.leaves if moments is not None else {}).items() if path in elsewhere}
-    leaves |= {path: leaf for path, leaf in options.leaves.items() if path in in_groups}
+    leaves = {path: leaf for path, leaf in (best.leaves if best is not None else {}).items() if path in elsewhere}
+    leaves |= {path: leaf for path, leaf in last.leaves.items() if path in in_groups}
     return Component({**kept, "objects": objects}, leaves)
 
 

@@ -2,14 +2,14 @@
 
 A scheduler is a function of its optimizer at the moment when it is built: constructors change the optimizer's groups, and
 a user's function may read rates from there. So a kept scheduler carries the groups as they were then (``origin``), is
-built on them again, gets its attributes back, and only then the optimizer gets its groups back (`restore_all`). Functions
+built on them again, gets its attributes back, and only then the optimizer gets its groups back (`start`). Functions
 come from the factory. With all counters restored torch finds nothing to warn about, and no warning is silenced here.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ __all__ = [
     "is_plateau_factory",
     "needs_metric",
     "rebuild_scheduler",
-    "restore_all",
+    "start",
     "step_scheduler",
 ]
 
@@ -170,12 +170,13 @@ def rebuild_scheduler(factory: Factory, component: Component, optimizer: Optimiz
     return live
 
 
-def restore_all(
+def start(
     factory: Factory,
     optimizer: Component | None,
-    schedulers: Sequence[tuple[Factory, Component | None]],
+    factories: Mapping[str, Factory | None],
+    schedulers: Mapping[str, Component | None],
     params: Mapping[str, nn.Parameter],
-) -> tuple[Optimizer, list[LiveScheduler]]:
+) -> tuple[Optimizer, dict[str, LiveScheduler]]:
     """Build an optimizer and its schedulers, each fresh or continuing where it was.
 
     * optimizer kept: kept schedulers get their attributes, the optimizer its groups and state, to the bit; then fresh
@@ -185,19 +186,23 @@ def restore_all(
     Args:
         factory: How the optimizer is made.
         optimizer: From `export_optimizer`, or None for a fresh one. Not modified.
-        schedulers: Factory and component (None: fresh) of each, in the order in which they are built: epoch, then step. Not
-            modified.
+        factories: How each scheduler is made, by name, in the order in which they are built; None where there is none.
+        schedulers: From `export_scheduler`, by name; None or absent: fresh. Not modified.
         params: Working parameters by name.
 
     Returns:
-        The optimizer, and the schedulers in the order given.
+        The optimizer, and the schedulers by name.
     """
     live = build_optimizer(factory, params)
+    pairs = {name: (made, schedulers.get(name)) for name, made in factories.items() if made is not None}
     if optimizer is None:
-        return live, [build_scheduler(f, live) if kept is None else rebuild_scheduler(f, kept, live) for f, kept in schedulers]
-    again = [None if kept is None else _restore(f, kept, live) for f, kept in schedulers]
+        return live, {
+            name: build_scheduler(made, live) if kept is None else rebuild_scheduler(made, kept, live)
+            for name, (made, kept) in pairs.items()
+        }
+    again = {name: _restore(made, kept, live) for name, (made, kept) in pairs.items() if kept is not None}
     write_optimizer(live, optimizer, params)
-    return live, [one or build_scheduler(f, live) for one, (f, _) in zip(again, schedulers, strict=True)]
+    return live, {name: again[name] if name in again else build_scheduler(made, live) for name, (made, _) in pairs.items()}
 
 
 def _build(factory: Factory, optimizer: Optimizer, count: int, origin: Component) -> LiveScheduler:

@@ -318,7 +318,7 @@ def test_load_best_takes_moments_of_the_best_and_groups_of_the_last(name):
             group["lr"] = group["lr"] * 0.5
     last = _optim.export_optimizer(optimizer, params)
     for best, chosen in ((seen[0], seen[0]), (seen[0], None), (seen[2], seen[2])):
-        mixed = _optim.merge_moments(chosen, last)
+        mixed = _optim.with_moments_of(last, chosen)
         again = _optim.restore_optimizer(factory(name), mixed, params)
         as_best = _optim.restore_optimizer(factory(name), best, params)
         assert _optim.learning_rates(again) == _optim.learning_rates(optimizer) == _optim.stored_learning_rates(mixed)

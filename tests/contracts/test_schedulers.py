@@ -23,7 +23,6 @@ from torch.optim import lr_scheduler as lrs
 from torch.optim import swa_utils
 
 from purestate.core import _optim, _sched
-from purestate.core._component import Component
 from purestate.core._factory import Factory
 from purestate.errors import SetupError, TreeMismatchError, UnsupportedError
 from tests.contracts.test_optimizers import from_plain, plain, run_again
@@ -174,15 +173,6 @@ def parameters() -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.ones(2)) for name in ("a", "b")}
 
 
-def start(
-    factory: Factory, optimizer: Component | None, factories: dict[str, Factory | None], kept: dict[str, Component], params: Any
-) -> tuple[torch.optim.Optimizer, dict[str, _sched.LiveScheduler]]:
-    """Return `restore_all` by role."""
-    pairs = {role: (made, kept.get(role)) for role, made in factories.items() if made is not None}
-    live, schedulers = _sched.restore_all(factory, optimizer, list(pairs.values()), params)
-    return live, dict(zip(pairs, schedulers, strict=True))
-
-
 class Run:
     """Training with one optimizer and any schedulers; `cut` takes it to plain data and back."""
 
@@ -195,7 +185,7 @@ class Run:
             self.params = {name: nn.Parameter(value) for name, value in from_plain(kept[0]).leaves.items()}
         held = {role: from_plain(component) for role, component in kept[2].items()}
         component = kept[1] and from_plain(kept[1])
-        self.optimizer, self.schedulers = start(self.made, component, self.factories, held, self.params)
+        self.optimizer, self.schedulers = _sched.start(self.made, component, self.factories, held, self.params)
 
     def step(self, i: int) -> None:
         for param in self.params.values():
@@ -296,7 +286,7 @@ def test_a_kept_scheduler_follows_a_new_optimizer(name):
             "optimizer", fn=lambda p: torch.optim.SGD([{"params": p[:1]}, {"params": p[1:]}], lr=0.3, momentum=0.5), describe=str
         )
     )
-    optimizer, live = start(other, None, {"epoch": made(name)}, kept, parameters())
+    optimizer, live = _sched.start(other, None, {"epoch": made(name)}, kept, parameters())
     assert "_opt_called" not in vars(optimizer) or vars(optimizer)["_opt_called"] is False
     assert live["epoch"].count == CUT
     expected = other.build(list(parameters().values()))
@@ -314,7 +304,7 @@ def test_a_kept_scheduler_follows_a_new_optimizer(name):
 def test_a_kept_plateau_keeps_its_counters_on_a_new_optimizer():
     kept = {"epoch": from_plain(uninterrupted("sgd", ("epoch", "ReduceLROnPlateau"))[CUT][2]["epoch"])}
     one = Factory.make("optimizer", torch.optim.SGD, {"lr": 0.3}, describe=str)
-    optimizer, live = start(one, None, {"epoch": made("ReduceLROnPlateau")}, kept, parameters())
+    optimizer, live = _sched.start(one, None, {"epoch": made("ReduceLROnPlateau")}, kept, parameters())
     scheduler = live["epoch"].scheduler
     assert (scheduler.best, scheduler.num_bad_epochs, scheduler.last_epoch) == (1 / 3, 1, CUT)
     assert scheduler.min_lrs == [0]
@@ -328,12 +318,14 @@ def test_a_schedule_that_has_ended_cannot_be_replayed():
     short = Factory.make("step_scheduler", lrs.OneCycleLR, {"max_lr": 0.1, "total_steps": 3}, describe=str)
     component = from_plain(uninterrupted("sgd", ("epoch", "StepLR"))[CUT][2]["epoch"])
     with pytest.raises(SetupError, match=r"step_scheduler .*OneCycleLR cannot be stepped 4 times on the new optimizer: Tried"):
-        start(OPTIMIZERS["sgd"], None, {"step": short}, {"step": component}, parameters())
+        _sched.start(OPTIMIZERS["sgd"], None, {"step": short}, {"step": component}, parameters())
 
 
 def test_a_fresh_scheduler_on_a_kept_optimizer_starts_from_its_rates():
     component = from_plain(uninterrupted("sgd", ("epoch", "fn rate at building"))[CUT][1])
-    optimizer, live = start(OPTIMIZERS["sgd"], component, {"epoch": made("fn rate at building"), "step": None}, {}, parameters())
+    optimizer, live = _sched.start(
+        OPTIMIZERS["sgd"], component, {"epoch": made("fn rate at building"), "step": None}, {}, parameters()
+    )
     base = json.loads(json.dumps(live["epoch"].origin.skeleton))[0]["lr"]
     assert base == _optim.stored_learning_rates(component)[0] != 0.1
     # and its function still knows that rate after it was kept and built again
@@ -341,7 +333,7 @@ def test_a_fresh_scheduler_on_a_kept_optimizer_starts_from_its_rates():
     kept = {"epoch": _sched.export_scheduler(live["epoch"])}
     held = dict(zip("ab", [group["params"][0] for group in optimizer.param_groups], strict=True))
     groups = _optim.export_optimizer(optimizer, held)
-    again, lives = start(OPTIMIZERS["sgd"], groups, {"epoch": made("fn rate at building")}, kept, params)
+    again, lives = _sched.start(OPTIMIZERS["sgd"], groups, {"epoch": made("fn rate at building")}, kept, params)
     assert lives["epoch"].scheduler.lr_lambdas[0](1) == 1 / (1 + base)
     assert _optim.learning_rates(again) == _optim.learning_rates(optimizer)
 
@@ -370,14 +362,16 @@ def test_a_step_that_needs_more_is_refused():
 def test_a_function_must_return_a_scheduler():
     for fn in (lambda optimizer: None, lambda optimizer: lrs.StepLR):
         with pytest.raises(SetupError, match="which has no method step"):
-            start(OPTIMIZERS["sgd"], None, {"epoch": Factory.make("epoch_scheduler", fn=fn, describe=str)}, {}, parameters())
+            _sched.start(
+                OPTIMIZERS["sgd"], None, {"epoch": Factory.make("epoch_scheduler", fn=fn, describe=str)}, {}, parameters()
+            )
 
 
 def test_a_factory_that_makes_something_else_is_an_error():
     component = from_plain(uninterrupted("sgd", ("epoch", "SequentialLR"))[CUT][2]["epoch"])
     optimizer = from_plain(uninterrupted("sgd", ("epoch", "SequentialLR"))[CUT][1])
     with pytest.raises(TreeMismatchError, match=r"scheduler\._schedulers\[0\] was kept and is not made"):
-        start(OPTIMIZERS["sgd"], optimizer, {"epoch": made("StepLR")}, {"epoch": component}, parameters())
+        _sched.start(OPTIMIZERS["sgd"], optimizer, {"epoch": made("StepLR")}, {"epoch": component}, parameters())
 
 
 def main(source: str, target: str) -> None:
