@@ -1,176 +1,26 @@
 """Batches of any `DataLoader`, loaded by a private one whose randomness comes from the key alone.
 
-Every sample is loaded under seeds of its own, so that its value does not depend on how many workers load, which samples
-were skipped, or what the training step drew in between. A map-style dataset is handed requests (the indices of a batch
-and their seeds) and an iterable one is seeded before each sample it gives. The user's dataset, collate function
-and worker function are called as they are; none of them is copied.
+Every sample is loaded under seeds of its own (see `_samples`), so that its value does not depend on how many workers load,
+which samples were skipped, or what the training step drew in between.
 """
 
 from __future__ import annotations
 
 import atexit
-import signal
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, IterDataPipe, default_collate, default_convert, get_worker_info
+from torch.utils.data import DataLoader, IterDataPipe
 
 from purestate.core._batch import Batch, to_device
 from purestate.core._key import Key, Tag
-from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
-from purestate.data._generators import find_generators, generator_state, seed_generator, set_generator_state
 from purestate.data._order import Order, loader_length
+from purestate.data._samples import MapCollate, MapSamples, Requests, Seeder, StreamSamples, WorkerInit
 from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
 
 __all__ = ["IterableFeed", "MapFeed"]
-
-_SEEDS_AT_ONCE = 256
-
-
-class Seeder:
-    """Seeds whatever a dataset draws from: the process-wide generators, and those it owns."""
-
-    def __init__(self, dataset: Any, collate_fn: Any) -> None:
-        self.generators = find_generators((dataset, collate_fn), "dataset")
-
-    def __call__(self, seed: int) -> None:
-        seed_all(seed)
-        if self.generators:
-            key = Key.from_seed(seed)
-            for i, generator in enumerate(self.generators):
-                seed_generator(generator, key.fold_in(i))
-
-    def states(self) -> tuple[GlobalStates, list[Any]]:
-        """Read all of them, without moving one."""
-        return global_states(), [generator_state(generator) for generator in self.generators]
-
-    def put_back(self, states: tuple[GlobalStates, list[Any]]) -> None:
-        """Set all of them to what `states` read."""
-        for generator, state in zip(self.generators, states[1], strict=True):
-            set_generator_state(generator, state)
-        put_back(states[0])
-
-
-@dataclass(slots=True)
-class _Request:
-    """What the private loader asks of the wrapped dataset in place of indices."""
-
-    indices: Any
-    seeds: list[int]
-    collate_seed: int
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """What the wrapped dataset gives to the wrapped collate function."""
-
-    data: Any
-    collate_seed: int
-
-
-class _Requests:
-    """The index sampler of the private loader: a list that is exchanged every epoch."""
-
-    def __init__(self) -> None:
-        self.order: list[Any] = []
-        self.key = Key(0, 0)
-        self.start = 0
-        self.batched = True
-
-    def __len__(self) -> int:
-        return len(self.order) - self.start
-
-    def __iter__(self) -> Iterator[_Request]:
-        sizes = [len(batch) if self.batched else 1 for batch in self.order]
-        ends = np.cumsum([0, *sizes]).tolist()
-        seeds = self.key.fold_in(Tag.SAMPLE).seeds(0, ends[-1] + 1)
-        for batch in range(self.start, len(self.order)):
-            own = seeds[ends[batch] : ends[batch + 1] + 1].tolist()
-            yield _Request(self.order[batch], own, Key.from_seed(own[0]).fold_in(Tag.WORKER).seed)
-
-
-class _MapSamples(Dataset[Any]):
-    """A map-style dataset that is asked by `_Request`."""
-
-    def __init__(self, dataset: Any, seeder: Seeder) -> None:
-        self.dataset = dataset
-        self.seeder = seeder
-
-    def __getitem__(self, request: _Request) -> _Loaded:
-        self.seeder(request.seeds[0])
-        return _Loaded(self.dataset[request.indices], request.collate_seed)
-
-    def __getitems__(self, request: _Request) -> _Loaded:
-        dataset, seeder = self.dataset, self.seeder
-        if getattr(dataset, "__getitems__", None):
-            seeder(request.seeds[0])
-            return _Loaded(dataset.__getitems__(request.indices), request.collate_seed)
-        samples: list[Any] = []
-        for index, seed in zip(request.indices, request.seeds, strict=False):
-            seeder(seed)
-            samples.append(dataset[index])
-        return _Loaded(samples, request.collate_seed)
-
-
-class _MapCollate:
-    """A collate function that is called under the seed of its batch; torch's own draw nothing and need none."""
-
-    def __init__(self, collate_fn: Callable[[Any], Any], seeder: Seeder) -> None:
-        self.collate_fn = collate_fn
-        self.seeder = None if collate_fn in (default_collate, default_convert) else seeder
-
-    def __call__(self, loaded: _Loaded) -> Batch:
-        if self.seeder is not None:
-            self.seeder(loaded.collate_seed)
-        return self.collate_fn(loaded.data)
-
-
-class _StreamSamples(IterableDataset[Any]):
-    """An iterable dataset each sample of which is made under a seed: by worker, and number within the worker."""
-
-    def __init__(self, dataset: Any, seeder: Seeder) -> None:
-        self.dataset = dataset
-        self.seeder = seeder
-        self.key = Key(0, 0)
-
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        key = self.key.derive(Tag.WORKER, info.id if info else 0)
-        self.seeder(key.seed)
-        samples = iter(self.dataset)
-        for first in count(0, _SEEDS_AT_ONCE):
-            for seed in key.fold_in(Tag.SAMPLE).seeds(first, first + _SEEDS_AT_ONCE).tolist():
-                self.seeder(seed)
-                try:
-                    sample = next(samples)
-                except StopIteration:
-                    return
-                yield sample
-
-
-class _WorkerInit:
-    """What runs first in a worker: no signal but the main process ends it, and it is seeded from the key."""
-
-    def __init__(self, user_fn: Callable[[int], None] | None) -> None:
-        self.user_fn = user_fn
-        self.key = Key(0, 0)
-
-    def __call__(self, worker: int) -> None:
-        # a signal to the process group must not take the workers from under a main process that wants to save
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        info = get_worker_info()
-        assert info is not None
-        samples: Any = info.dataset
-        object.__setattr__(info, "dataset", samples.dataset)
-        samples.seeder(self.key.derive(Tag.WORKER, worker).seed)
-        if self.user_fn is not None:
-            self.user_fn(worker)
 
 
 class _Feed:
@@ -179,7 +29,7 @@ class _Feed:
     def __init__(self, loader: DataLoader[Any], device: torch.device | None, samples: Any, **sampling: Any) -> None:
         self._device = device
         self._seeder: Seeder = samples.seeder
-        self._worker_init = _WorkerInit(loader.worker_init_fn)
+        self._worker_init = WorkerInit(loader.worker_init_fn)
         self._open: _Epoch | None = None
         self._base_generator = torch.Generator()
         workers = loader.num_workers
@@ -225,17 +75,17 @@ class MapFeed(_Feed):
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | None) -> None:
         self._order = Order(loader)
-        self._requests = _Requests()
+        self._requests = Requests()
         self._requests.batched = loader.batch_sampler is not None
         collate_fn: Any = loader.collate_fn
-        samples = _MapSamples(loader.dataset, Seeder(loader.dataset, collate_fn))
+        samples = MapSamples(loader.dataset, Seeder(loader.dataset, collate_fn))
         batched = self._requests.batched
         sampling = {"batch_sampler": self._requests} if batched else {"sampler": self._requests, "batch_size": None}
         super().__init__(
             loader,
             device,
             samples,
-            collate_fn=_MapCollate(collate_fn, samples.seeder),
+            collate_fn=MapCollate(collate_fn, samples.seeder),
             persistent_workers=loader.persistent_workers,
             **sampling,
         )
@@ -270,7 +120,7 @@ class IterableFeed(_Feed):
             )
         self._expected = loader_length(loader) if hasattr(loader.dataset, "__len__") else None
         self._counts: tuple[int, int] | None = None
-        self._stream = _StreamSamples(loader.dataset, Seeder(loader.dataset, loader.collate_fn))
+        self._stream = StreamSamples(loader.dataset, Seeder(loader.dataset, loader.collate_fn))
         super().__init__(
             loader,
             device,
