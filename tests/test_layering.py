@@ -37,7 +37,7 @@ GATED = {
     "torch.distributed": {"distributed/"},
     "torch.utils.tensorboard": {"view/"},
     "safetensors": {"interop/_safetensors.py"},
-    "blake3": {"core/_hash.py", "store/", "code/", "data/"},
+    "blake3": {"core/_hash.py", "store/", "code/"},
     "click": {"cli/"},
     "pickle": set[str](),
     "cloudpickle": set[str](),
