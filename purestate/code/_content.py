@@ -99,8 +99,8 @@ def _ndarray(walker: Walker, value: np.ndarray) -> Json:
 def _mapping(walker: Walker, value: Mapping[Any, Any]) -> Json:
     if all(type(key) is str for key in value):
         return {"dict": {key: walker.inner(key, value[key]) for key in sorted(value)}}
-    pairs = [[_standalone(walker, key), _standalone(walker, item)] for key, item in value.items()]
-    return {"pairs": sorted(pairs, key=lambda pair: canonical_json(pair[0]))}
+    keyed = sorted(((_standalone(walker, key), item) for key, item in value.items()), key=lambda pair: canonical_json(pair[0]))
+    return {"pairs": [[key, walker.inner("item", item)] for key, item in keyed]}
 
 
 def _ordered(walker: Walker, value: Mapping[Any, Any]) -> Json:

@@ -208,6 +208,9 @@ class _Survey:
 
     def files(self, value: Any, paths: list[Path], place: str) -> None:
         """Describe files by name, size and time; the folder that they share is left out."""
+        if not paths:
+            self.parts[place] = "the folder of listed files"
+            return
         self.weaken("files")
         folders = [path for path in paths if path.is_dir()]
         base = paths[0] if folders else Path(os.path.commonpath([path.parent for path in paths]))
@@ -247,13 +250,12 @@ def _declared(survey: _Survey, obj: Any, place: str) -> bool:
 
 
 def _paths(attributes: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
-    """Yield the attributes that name files, unless they are a folder whose files another attribute lists."""
+    """Yield the attributes that name files or folders; none for a folder whose files another attribute lists."""
     found = {name: paths for name, value in sorted(attributes.items()) if (paths := _files_of(name, value))}
     lists = [paths for paths in found.values() if not paths[0].is_dir()]
     for name, paths in found.items():
-        if paths[0].is_dir() and any(paths[0] in path.parents for listed in lists for path in listed[:1]):
-            continue
-        yield name, paths
+        is_listed = paths[0].is_dir() and any(paths[0] in listed[0].parents for listed in lists)
+        yield name, [] if is_listed else paths
 
 
 def _files_of(name: str, value: Any) -> list[Path]:

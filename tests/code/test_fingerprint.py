@@ -69,12 +69,12 @@ def test_describe_is_plain_for_plain_values():
 
 @pytest.mark.parametrize("index", range(4))
 def test_the_exact_lambda_of_a_line(index):
-    several = [lambda: 1, lambda: (lambda: 2), lambda x=(lambda: 3): x, lambda: [i for i in range(4)]]  # fmt: skip
+    several = [lambda: 1, lambda: (lambda: 2), lambda x=(lambda: 3): x, lambda: [i for i in range(4) if i]]  # fmt: skip
     alone = [
         lambda: 1,
         lambda: lambda: 2,
         lambda x=(lambda: 3): x,
-        lambda: [i for i in range(4)],
+        lambda: [i for i in range(4) if i],
     ]
     same = [code_digest(other.__code__, {}) == code_digest(several[index].__code__, {}) for other in alone]
     assert same == [i == index for i in range(4)]
@@ -167,13 +167,10 @@ def test_kinds_of_objects(one, other):
     assert fingerprint(one) != fingerprint(other)
 
 
-@pytest.mark.parametrize(
-    "make", [threading.Lock, lambda: iter([1]), lambda: (i for i in ()), lambda: itertools.count(), object().__hash__]
-)
+@pytest.mark.parametrize("make", [threading.Lock, lambda: iter([1]), lambda: (i for i in ()), itertools.count])
 def test_what_has_no_content_is_refused_by_path(make):
-    thing = make() if not isinstance(make, type(object().__hash__)) else iter("a")
     with pytest.raises(FingerprintError, match=r"^metric\.value is a ") as raised:
-        fingerprint(Holder(thing), where="metric")
+        fingerprint(Holder(make()), where="metric")
     assert raised.value.path == "metric.value"
     assert "__purestate_fingerprint__" in str(raised.value)
 

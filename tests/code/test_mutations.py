@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 
+import purestate
 from purestate.code import fingerprint
 
 HELPER = """
@@ -286,7 +287,7 @@ def test_the_same_in_every_process(tmp_path):
     load(tmp_path, target("[f, {'a', 'b', f}, {len: 1, f: 2}, Config(), Mode.FAST, nn.Linear, lambda x: f(x)]"))
     command = "import sys; sys.dont_write_bytecode = True; import edited; from purestate.code import fingerprint;"
     command += "print(fingerprint(edited.target).digest)"
-    root = str(Path(__file__).parents[2])
+    root = str(Path(purestate.__path__[0]).parent)
     found = {fingerprint(sys.modules["edited"].target).digest}
     for seed in ("0", "7"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join((root, str(tmp_path)))}
