@@ -21,7 +21,7 @@ from purestate.store._layout import FORMAT_VERSION, Layout, check_id
 from purestate.store._locks import FileLock
 from purestate.store._log import DiskLog
 from purestate.store._resume import ResumePoints
-from purestate.store._writer import Writer
+from purestate.store._writer import shared_writer
 
 __all__ = ["DiskBackend"]
 
@@ -41,7 +41,7 @@ class DiskBackend:
         self._path = Path(path).absolute()
         self._layout = Layout(self._path)
         self._prepared = _check_format(self._layout)
-        self._writer = Writer()
+        self._writer = shared_writer()
         self._items = Items(self._layout, self._writer)
         self._resume = ResumePoints(self._layout, self._writer)
         self._journal = Journal(self._layout)
@@ -150,7 +150,7 @@ class DiskBackend:
         return self._journal.entries()
 
     def close(self) -> None:
-        """Wait for what is written in the background and end the writer process."""
+        """Wait for what is written in the background and end the writer process. A store that needs it starts it again."""
         self._writer.close()
 
     def _prepare(self) -> None:

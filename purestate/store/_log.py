@@ -109,7 +109,7 @@ class DiskLog:
                     self._forget()
                 file.seek(self._offset)
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self._forget()
             return b""
         whole = len(data) - torn_tail(data)

@@ -126,7 +126,7 @@ def decode(data: bytes, seq: int = 0, prev: str = EMPTY_HEAD) -> Iterator[Record
     """
     before = prev.encode("ascii")
     lines = data.split(b"\n")
-    lines.pop()
+    tail = lines.pop()
     for number, line in enumerate(lines):
         rest = line[_REST:]
         if not rest.startswith(b'"prev":"%b","seq":%d,"kind":"' % (before, seq + number)) or not line.startswith(_OPEN):
@@ -135,6 +135,8 @@ def decode(data: bytes, seq: int = 0, prev: str = EMPTY_HEAD) -> Iterator[Record
         if blake3(rest).hexdigest().encode("ascii") != before or line[75:_REST] != _CLOSE:
             raise BadLineError(number + 1, "its bytes differ from its digest")
         yield Record(seq + number, line)
+    if tail:
+        raise BadLineError(len(lines) + 1, "the newline after it is another byte")
 
 
 def torn_tail(data: bytes) -> int:

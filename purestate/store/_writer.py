@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import mmap
 import os
@@ -26,7 +27,7 @@ from purestate.store._files import write_error
 if TYPE_CHECKING:
     from purestate.errors import StoreWriteError
 
-__all__ = ["Folder", "Job", "Order", "Writer"]
+__all__ = ["Folder", "Job", "Order", "Writer", "shared_writer"]
 
 _SCRIPT = Path(__file__).with_name("_worker.py")
 
@@ -221,6 +222,12 @@ class Writer:
         if arrived is None:
             self._process.pop().stop()
         return bool(arrived)
+
+
+@functools.cache
+def shared_writer() -> Writer:
+    """Return the writer that all stores of this process share: it takes 300 MB."""
+    return Writer()
 
 
 def _receive(process: _Process, timeout: float | None) -> bool | None:

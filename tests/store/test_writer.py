@@ -1,0 +1,205 @@
+"""The writer process: it dies, we die, the disk is full, somebody forks; nothing is lost and nobody hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from purestate.errors import StoreWriteError
+from purestate.store._disk import DiskBackend
+from purestate.store._writer import Writer
+from tests.store.conftest import digest_of
+
+PUT = """
+import os, sys, torch
+from purestate.store._disk import DiskBackend
+from purestate.store._writer import shared_writer
+from tests.store.conftest import digest_of
+backend = DiskBackend(sys.argv[1])
+def put(value, size=10):
+    leaves = {"w": torch.full((size,), float(value))}
+    digest = digest_of(leaves)
+    backend.put({digest: leaves})
+    return digest
+def pid():
+    return shared_writer()._process[0].popen.pid
+"""
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def own(tmp_store_path):
+    """A store with a writer of its own, which may be killed."""
+    backend = DiskBackend(tmp_store_path)
+    writer = Writer()
+    backend._writer = backend._items._writer = backend._resume._writer = writer
+    yield backend
+    writer.close()
+
+
+def put(backend: DiskBackend, value: float) -> str:
+    leaves = {"w": torch.full((10,), float(value))}
+    digest = digest_of(leaves)
+    backend.put({digest: leaves})
+    return digest
+
+
+def test_a_killed_writer_is_replaced(own, wait_until):
+    first = put(own, 1)
+    process = own._writer._process[0].popen
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: not alive(process.pid))
+    second = put(own, 2)
+    assert own._writer._process[0].popen.pid != process.pid
+    assert own.has(first)
+    assert own.get(second)["w"].tolist() == [2.0] * 10
+
+
+def test_a_writer_killed_at_work_is_an_error_and_the_next_put_works(own):
+    own.warm()
+    os.kill(own._writer._process[0].popen.pid, signal.SIGSTOP)  # so that the job cannot be finished before it dies
+    handle = own.save_resume("a", {}, {"params": {"w": torch.ones(3)}})
+    assert not handle.done()
+    os.kill(own._writer._process[0].popen.pid, signal.SIGKILL)
+    with pytest.raises(StoreWriteError, match="resume point of checkpoint 'a'") as caught:
+        handle.result()
+    assert "writer process ended early" in str(caught.value)
+    assert handle.done()
+    assert own.has(put(own, 1))
+
+
+def test_signals_to_the_group_do_not_end_it(own):
+    digest = put(own, 1)
+    process = own._writer._process[0].popen
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process.pid, number)
+    assert own.has(digest)
+    assert own.has(put(own, 2))
+    assert own._writer._process[0].popen.pid == process.pid
+    assert os.getpgid(process.pid) != os.getpgid(0)
+
+
+def test_closing_waits_for_the_background_and_ends_the_process(own):
+    handle = own.save_resume("a", {"n": 1}, {"params": {"w": torch.ones(3)}})
+    pid = own._writer._process[0].popen.pid
+    own._writer.close()
+    assert handle.done()
+    handle.result()
+    assert not alive(pid)
+    assert own.load_resume("a")[0] == {"n": 1}
+    assert own.has(put(own, 1))  # and starts again when it is needed
+
+
+def test_it_ends_with_a_parent_that_was_killed(started, wait_until, tmp_store_path):
+    with started(PUT + "put(1); print(pid(), flush=True); sys.stdin.readline()", tmp_store_path) as process:
+        writer = int(process.first_line)
+        assert alive(writer)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not alive(writer))
+
+
+def test_it_ends_with_a_killed_parent_of_which_a_fork_lives_on(started, wait_until, tmp_store_path):
+    code = """
+put(1)
+child = os.fork()
+if child == 0:
+    import time
+    time.sleep(60)
+print(pid(), child, flush=True)
+sys.stdin.readline()
+"""
+    with started(PUT + code, tmp_store_path) as process:
+        writer, child = map(int, process.first_line.split())
+        process.kill()
+        process.wait()
+        wait_until(lambda: not alive(writer))
+        assert alive(child)
+        os.kill(child, signal.SIGKILL)
+
+
+def test_it_ends_with_a_parent_that_returns(run, tmp_store_path, wait_until):
+    writer = int(run(PUT + "put(1); print(pid())", tmp_store_path))
+    wait_until(lambda: not alive(writer))
+
+
+def test_a_background_job_is_finished_at_the_end_of_the_script(run, tmp_store_path):
+    run(PUT + "backend.save_resume('a', {'n': 5}, {'params': {'w': torch.ones(1000)}})", tmp_store_path)
+    assert DiskBackend(tmp_store_path).load_resume("a")[0] == {"n": 5}
+
+
+def test_a_fork_has_a_writer_of_its_own(run, tmp_store_path):
+    code = """
+import warnings
+put(1)
+mine = pid()
+handle = backend.save_resume("a", {}, {"params": {"w": torch.ones(3)}})
+warnings.simplefilter("ignore")
+child = os.fork()
+if child == 0:
+    try:
+        put(2)
+        assert pid() != mine
+        assert not handle.done()
+        backend.close()
+        os._exit(0)
+    finally:
+        os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+handle.result()
+assert pid() == mine
+put(3)
+assert pid() == mine
+"""
+    run(PUT + code, tmp_store_path)
+    assert len(list(tmp_store_path.glob("items/??/*"))) == 3
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(run, tmp_store_path):
+    code = """
+import resource
+from purestate.errors import StoreWriteError
+kept = put(1)
+backend.close()
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+import purestate.store._writer as w
+w._scratch = lambda: os.dup(shm.fileno())  # memory files count as files for this limit, which stands in for the disk
+"""
+    code = """
+import subprocess
+from purestate.errors import StoreWriteError
+kept = put(1)
+backend.close()
+subprocess_popen = subprocess.Popen
+class Limited(subprocess_popen):  # only the writer: memory counts as a file for the limit that stands in for a full disk
+    def __init__(self, command, **options):
+        super().__init__(["sh", "-c", 'ulimit -f 200; exec "$@"', "sh", *command], **options)
+subprocess.Popen = Limited
+try:
+    put(2, size=1_000_000)
+except StoreWriteError as error:
+    print(error)
+assert backend.has(kept)
+assert backend.has(put(3))
+print(*os.listdir(sys.argv[1] + "/items"))
+"""
+    out = run(PUT + code, tmp_store_path)
+    assert "Cannot write 1 item at" in out
+    assert "ulimit -f" in out
+    assert "tmp-" not in out
+
+
+def test_the_main_process_never_loads_what_writes(run, tmp_store_path):
+    code = "put(1); print([name for name in ('jax', 'orbax', 'tensorstore') if name in sys.modules])"
+    assert run(PUT + code, tmp_store_path) == "[]\n"
