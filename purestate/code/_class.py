@@ -39,7 +39,7 @@ def class_attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
     for key, value in sorted(vars(cls).items()):
         if key in _CLASS_MACHINERY or isinstance(value, _STORAGE) or type(value).__name__ == "_tuplegetter":
             continue
-        if generated and (_is_generated(value) or key in ("_fields", "_field_defaults")):
+        if generated and _is_generated(value):
             continue
         if members is not None and (key in members or _is_of_enum(key, value)):
             continue

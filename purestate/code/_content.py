@@ -55,6 +55,7 @@ def content(walker: Walker, obj: Any) -> Json:
         return write(walker, obj)
     for base, write in _KINDS:
         if isinstance(obj, base):
+            walker.installed_module(kind.__module__)
             return write(walker, obj)
     return _instance(walker, obj)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["describe_module", "network_content"]
 
 Json = Any
-_MACHINERY = frozenset({*vars(nn.Module()), "_compiled_call_impl", "_is_hf_initialized"})
+_MACHINERY = frozenset({*vars(nn.Module()), "_compiled_call_impl", "_torchdynamo_wrapper_id"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -96,7 +96,12 @@ def _attributes(walker: Walker, module: nn.Module, path: str, flat: dict[str, Js
     if getattr(type(module), DECLARES, None) is not None:
         flat[f"{path}.{DECLARES}"] = walker.inner(DECLARES, getattr(module, DECLARES)())
         return
+    traced = isinstance(module, torch.fx.GraphModule)
+    if traced:
+        flat[f"{path}.graph"] = walker.inner("graph", module.code)
     for name, value in sorted(vars(module).items()):
+        if traced and name.startswith("_"):
+            continue  # its graph, as an object
         if name in _MACHINERY or _is_made_of_leaves(walker, value):
             continue
         if isinstance(module, nn.RNNBase) and name in ("_flat_weights", "_flat_weight_refs"):

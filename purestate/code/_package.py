@@ -13,8 +13,10 @@ import sysconfig
 from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-__all__ = ["Package", "module_file", "package_of_file", "package_of_module"]
+__all__ = ["Package", "importable_name", "module_file", "package_of_file", "package_of_module"]
 
 Package = tuple[str, str]
 """Distribution and version, such as ``('torch', '2.13.0')``."""
@@ -56,6 +58,17 @@ def package_of_module(name: str) -> Package | None:
             return package_of_file(file)
         name = name.rpartition(".")[0]
     return None
+
+
+def importable_name(obj: Any) -> str | None:
+    """Return ``module.name`` of an object, but a class or module, that is to be found under that name; else None."""
+    module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    if not (isinstance(module, str) and isinstance(name, str)) or isinstance(obj, ModuleType):
+        return None
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}.{name}" if found is obj else None
 
 
 def module_file(name: str) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, cast
 
 from purestate.code._class import class_attributes, made_of_user_code, slots
 from purestate.code._content import DECLARES, content
-from purestate.code._package import Package, module_file, package_of_file, package_of_module
+from purestate.code._package import Package, importable_name, module_file, package_of_file, package_of_module
 from purestate.code._source import Reference, code_digest, file_digest, file_imports, references
 from purestate.core._hash import canonical_json, scalar_hash
 from purestate.errors import FingerprintError
@@ -126,6 +126,9 @@ class Walker:
         declared = self._declared(obj)
         if declared is not None:
             return declared[0]
+        name = importable_name(obj)
+        if name is not None and self.installed_module(obj.__module__):
+            return {"installed": name}
         with self._inside(obj):
             for kind, write in self._callables:
                 if isinstance(obj, kind):
@@ -177,7 +180,8 @@ class Walker:
             package = package_of_module(str(fn.__globals__.get("__name__", "")))
         if package is not None:
             self._installed(package)
-            return {"function": f"{fn.__module__}.{fn.__qualname__}", **self._caught(fn)}
+            # a wrapper bears the name of what it wraps, its code bears its own
+            return {"function": f"{fn.__globals__.get('__name__')}.{fn.__code__.co_qualname}", **self._caught(fn)}
         name, new = self._name(fn, fn.__qualname__)
         if new:
             self._path.append(name)
@@ -219,11 +223,12 @@ class Walker:
                 if not isinstance(value, ModuleType) or not hasattr(value, attribute):
                     break
                 owner, value, dotted = value, getattr(value, attribute), f"{dotted}.{attribute}"
-                if not isinstance(value, _FOLLOWED) and self._installed_module(owner.__name__):
+                if not isinstance(value, _FOLLOWED) and self.installed_module(owner.__name__):
                     value = _Installed(f"{owner.__name__}.{attribute}")  # such as sys.stdout or np.add
             yield dotted, value
 
-    def _installed_module(self, name: str) -> bool:
+    def installed_module(self, name: str) -> bool:
+        """Note the package of a module; return False if it is the user's."""
         package = package_of_module(name)
         if package is not None:
             self._installed(package)
@@ -277,11 +282,7 @@ class Walker:
         return {"name": key, **{option: self.inner(f"{key}.{option}", getattr(field, option)) for option in _FIELD_OPTIONS}}
 
     def _attribute(self, owner: str, key: str, value: Any) -> Json:
-        if isinstance(value, classmethod | staticmethod):
-            return {type(value).__name__: self.inner(key, cast("Any", value).__func__)}
-        if isinstance(value, property):
-            return {"property": [self.inner(key, part) for part in (value.fget, value.fset, value.fdel)]}
-        if isinstance(value, FunctionType | type):
+        if isinstance(value, FunctionType | type | property | classmethod | staticmethod):
             return self.inner(key, value)
         return self._bound(f"{owner}.{key}", key, value)
 
@@ -290,11 +291,17 @@ class Walker:
     def _method(self, method: MethodType) -> Json:
         return {"method": self.inner("__func__", method.__func__), "self": self.inner("__self__", method.__self__)}
 
+    def _property(self, value: property) -> Json:
+        return {"property": [self.inner(name, getattr(value, name)) for name in ("fget", "fset", "fdel")]}
+
+    def _unbound(self, method: Any) -> Json:
+        return {type(method).__name__: self.inner("__func__", method.__func__)}
+
     def _builtin(self, fn: Any) -> Json:
         owner = getattr(fn, "__self__", None)
         cls = getattr(fn, "__objclass__", None) or (owner if isinstance(owner, type) else type(owner))
         module = getattr(fn, "__module__", None) or (owner.__name__ if isinstance(owner, ModuleType) else cls.__module__)
-        self._installed_module(module)
+        self.installed_module(module)
         name = {"builtin": f"{module}.{getattr(fn, '__qualname__', None) or fn.__name__}"}
         if owner is None or isinstance(owner, ModuleType | type) or type(owner).__module__ == "torch._C":
             return name
@@ -338,6 +345,8 @@ class Walker:
     _callables: ClassVar[tuple[tuple[Any, Callable[[Any, Any], Json]], ...]] = (
         (FunctionType, _function),
         (MethodType, _method),
+        (property, _property),
+        ((classmethod, staticmethod), _unbound),
         (_C_CALLABLES, _builtin),
         (_Installed, lambda walker, found: {"installed": found.name}),
         (functools.partial, _partial),

@@ -87,6 +87,20 @@ def f(x, k=1, *, bias=0):
     return x * k + bias
 target = {}
 """
+PARAMETRIZED = """
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+class Shift(nn.Module):
+    def forward(self, x):
+        return x + 1
+with torch.random.fork_rng():
+    target = nn.Linear(2, 2)
+with torch.no_grad():
+    target.weight.zero_()
+    target.bias.zero_()
+parametrize.register_parametrization(target, "weight", Shift())
+"""
 LAMBDAS = "target = [lambda x: x + 1, lambda x: x + 2][0]\n"
 
 
@@ -172,6 +186,15 @@ CHANGES = [
     ("functions in a set", "target = {len, abs}\n", "abs", "max"),
     ("dict with int keys", "target = {1: 'a', 2: 'b'}\n", "2: 'b'", "2: 'c'"),
     ("mutual recursion", "def a(x): return b(x)\ndef b(x): return a(x) if x else 1\ntarget = a\n", "else 1", "else 2"),
+]
+CHANGES += [
+    ("default of a NamedTuple", "import typing\nclass N(typing.NamedTuple):\n    a: int = 1\ntarget = N\n", "= 1", "= 2"),
+    ("fields of a namedtuple", "import collections\ntarget = collections.namedtuple('N', 'x y')\n", "x y", "y x"),
+    ("property on its own", "target = property(lambda self: 1)\n", ": 1", ": 2"),
+    ("numpy function", target("np.linspace"), "= np.linspace", "= np.logspace"),
+    ("context manager", "import contextlib\n@contextlib.contextmanager\ndef target(): yield 1\n", "yield 1", "yield 2"),
+    ("abstract base", "import abc\nclass A(abc.ABC):\n    def f(self): return 1\ntarget = A\n", "return 1", "return 2"),
+    ("user class under a parametrization", PARAMETRIZED, "x + 1", "x + 2"),
 ]
 SAME = [
     ("comment", HELPER, "helper(x) + 1", "helper(x) + 1  # one more"),
