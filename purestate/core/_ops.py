@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,8 +33,8 @@ class Feed(Protocol):
     batches: int
     samples: int
 
-    def epoch(self, key: Key, start: int = 0) -> Iterator[Any]:
-        """Yield the batches of the epoch whose order and randomness derive from ``key``."""
+    def epoch(self, key: Key, start: int = 0) -> Any:
+        """Return an iterator over the batches of the epoch whose order and randomness derive from ``key``, to be closed."""
         ...
 
 
@@ -72,7 +73,7 @@ def train(
     key: Key | None = None,
     done: int = 0,
     notices: list[str] | None = None,
-) -> Iterator[Epoch]:
+) -> Generator[Epoch]:
     """Train without end, an epoch at each step of the iterator: whoever iterates decides when to stop.
 
     Args:
@@ -140,16 +141,16 @@ class _Loop:
         warming = work.rates() if n <= self.warmup else None
         first = (n - 1) * self._feed.batches
         seeds = self.key.fold_in(Tag.STEP).seeds(first, first + self._feed.batches).tolist()
-        batches = self._feed.epoch(self.key.derive(Tag.ORDER, n))
-        for i, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
-            if warming is not None:
-                work.set_rates(warming, (first + i + 1) / (self.warmup * self._feed.batches))
-            out = self._train(work.params, work.frozen, work.buffers, batch, seed)
-            work.update(out.gradients, out.buffers)
-            sums.add(out.loss, out.sums, out.size)
-            losses.add(out.loss)
-            if warming is None:
-                work.step_scheduler()
+        with closing(self._feed.epoch(self.key.derive(Tag.ORDER, n))) as batches:
+            for i, (batch, seed) in enumerate(zip(batches, seeds, strict=True), first + 1):
+                if warming is not None:
+                    work.set_rates(warming, i / (self.warmup * self._feed.batches))
+                out = self._train(work.params, work.frozen, work.buffers, batch, seed)
+                work.update(out.gradients, out.buffers)
+                sums.add(out.loss, out.sums, out.size)
+                losses.add(out.loss)
+                if warming is None:
+                    work.step_scheduler()
         rates = work.rates()
         if warming is not None:
             work.restore_rates()
@@ -239,9 +240,10 @@ def _sweep(
 ) -> dict[str, float]:
     sums = Sums(metrics)
     seeds = key.fold_in(Tag.STEP).seeds(0, feed.batches).tolist()
-    for batch, seed in zip(feed.epoch(key), seeds, strict=True):
-        out = runner(params, frozen, buffers, batch, seed)
-        sums.add(out.loss, out.sums, out.size)
+    with closing(feed.epoch(key)) as batches:
+        for batch, seed in zip(batches, seeds, strict=True):
+            out = runner(params, frozen, buffers, batch, seed)
+            sums.add(out.loss, out.sums, out.size)
     return sums.means()
 
 
@@ -259,9 +261,9 @@ def predict(state: State, feed: Feed) -> list[Any]:
     params, frozen, buffers = dict(state.params), dict(state.frozen), dict(state.buffers)
     key = state.key.derive(Tag.PREDICT)
     outputs: list[Any] = []
-    with preserved_generators():
+    with preserved_generators(), closing(feed.epoch(key)) as batches:
         seeds = key.fold_in(Tag.STEP).seeds(0, feed.batches).tolist()
-        for batch, seed in zip(feed.epoch(key), seeds, strict=True):
+        for batch, seed in zip(batches, seeds, strict=True):
             seed_all(seed)
             outputs.append(step(params, frozen, buffers, batch))
     return outputs
@@ -298,11 +300,12 @@ def find_lr(
     with preserved_generators():
         seeds = key.fold_in(Tag.STEP).seeds(0, steps).tolist()
         for n in range(epochs):
-            for i, batch in enumerate(feed.epoch(key.derive(Tag.ORDER, n + 1)), n * feed.batches):
-                work.set_all_rates(rates[i])
-                out = runner(work.params, work.frozen, work.buffers, batch, seeds[i])
-                work.update(out.gradients, out.buffers)
-                losses.append(out.loss)
+            with closing(feed.epoch(key.derive(Tag.ORDER, n + 1))) as batches:
+                for i, batch in enumerate(batches, n * feed.batches):
+                    work.set_all_rates(rates[i])
+                    out = runner(work.params, work.frozen, work.buffers, batch, seeds[i])
+                    work.update(out.gradients, out.buffers)
+                    losses.append(out.loss)
     values = [float(value) for value in torch.stack(losses)]
     finite = list(itertools.takewhile(math.isfinite, values))
     return rates[: len(finite)], finite, _steepest(rates, finite)

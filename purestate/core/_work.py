@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from purestate.core._optim import export_optimizer, learning_rates, merge_moments
+from purestate.core._optim import export_optimizer, learning_rates, with_moments_of
 from purestate.core._recipe import Recipe
-from purestate.core._sched import LiveScheduler, export_scheduler, restore_all, step_scheduler
+from purestate.core._sched import export_scheduler, start, step_scheduler
 from purestate.core._state import Counters, State
 from purestate.core._tree import Leaves
 from purestate.errors import SetupError, UnsupportedError
@@ -44,10 +44,9 @@ class Working:
             raise UnsupportedError("train: the state has no trainable parameters.", fix="Unfreeze some: state.unfreeze('*').")
         self._list = list(self._parameters.values())
         self.epoch, self.step = state.counters.epoch, state.counters.step
-        names = [name for name in _SCHEDULERS if getattr(recipe, name) is not None]
-        pairs = [(getattr(recipe, name), getattr(state, name)) for name in names]
-        self.optimizer, live = restore_all(recipe.optimizer, state.optimizer, pairs, self._parameters)
-        self._schedulers: dict[str, LiveScheduler] = dict(zip(names, live, strict=True))
+        factories = {name: getattr(recipe, name) for name in _SCHEDULERS}
+        kept = {name: getattr(state, name) for name in _SCHEDULERS}
+        self.optimizer, self._schedulers = start(recipe.optimizer, state.optimizer, factories, kept, self._parameters)
         self._held: list[Any] = []
 
     def update(self, gradients: Mapping[str, torch.Tensor | None], buffers: Mapping[str, torch.Tensor]) -> None:
@@ -153,4 +152,4 @@ def combine(best: State, last: State) -> State:
     Learning rates and other hyperparameters live in the optimizer's groups, which are the last epoch's, by design: the next
     `train` goes on with the lower rate, from the better parameters.
     """
-    return last.replace(params=best.params, buffers=best.buffers, optimizer=last.optimizer and merge_moments(best.optimizer, last.optimizer))
+    return last.replace(params=best.params, buffers=best.buffers, optimizer=last.optimizer and with_moments_of(last.optimizer, best.optimizer))

@@ -72,7 +72,7 @@ class ResumePoints:
         if not self._handle.done():
             return False
         self._handle.result()
-        self._next = self._handle.finished + _TIMES_ITS_COST * self._handle.seconds
+        self._next = now + _TIMES_ITS_COST * getattr(self._handle, "seconds", 0.05)
         self._handle = None
         return now >= self._next
 
