@@ -18,12 +18,14 @@ import numpy as np
 import optree
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from purestate.core._hidden import Attributes
 from purestate.core._replay import Layout, Replay, written_out
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
-from purestate.core._step import Step, StepOutput
-from purestate.errors import CaptureMismatchError
+from purestate.core._step import Step, StepOutput, same_bits
+from purestate.errors import CaptureMismatchError, StateError
 
 __all__ = ["Runner"]
 
@@ -123,7 +125,12 @@ class Runner:
         if entry is not None and entry.replay is not None and entry.compared == self._generation:
             for manual_seed in self._seeders:
                 manual_seed(seed)
-            return entry.replay(buffers, *self._flat, *leaves)
+            try:
+                return entry.replay(buffers, *self._flat, *leaves)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise self._mismatch(f"a replay gave other bits in a shape: {error}") from error
         return self._first_calls(key, (params, frozen, buffers), batch, seed)
 
     def _same_trees(self, *trees: Tensors) -> bool:
@@ -138,6 +145,8 @@ class Runner:
     def _take_trees(self, *trees: Tensors) -> None:
         self._trees = cast(Any, trees)
         self._flat = [t for tree in trees for t in tree.values()]
+        if any(t.requires_grad for t in self._flat):
+            raise StateError("a step takes tensors that require no gradient: it takes the gradient itself.", fix="Give it tensor.detach().")
         spec = [list(tree) for tree in trees], [_tensor_key(t) for t in self._flat]
         if spec != self._spec:
             self._spec = spec
@@ -147,7 +156,7 @@ class Runner:
 
     def _first_calls(self, key: Any, trees: tuple[Tensors, Tensors, Tensors], batch: Any, seed: int) -> StepOutput:
         if key is None:
-            self._give_up("a batch holds something else than dense tensors, numbers and texts")
+            self._give_up("a batch holds something else than dense tensors without gradient, numbers and texts")
         elif key not in self._entries and len(self._entries) == _MOST_SIGNATURES:
             self._note(f"batches come in more than {_MOST_SIGNATURES} kinds (shapes, dtypes, plain values); the others run uncaptured")
         else:
@@ -167,6 +176,7 @@ class Runner:
         python = global_states()
         output = self.step(*trees, batch)
         after = global_states()
+        now = Attributes(self.step.module, self.step.objective)
         try:
             self._refuse_hidden(attributes, python, after)
             entry.replay = self._trace(self._copies(*before), seed)
@@ -183,6 +193,7 @@ class Runner:
             # whatever tracing raises is a reason not to capture: the uncaptured step has just run without it
             self._give_up(_why(error))
         finally:
+            now.put_back()
             put_back(after)
         return output
 
@@ -220,21 +231,19 @@ class Runner:
             filled = list(leaves)
             for i, tensor in zip(places, rest, strict=True):
                 filled[i] = tensor
-            output = self.step(*trees, optree.tree_unflatten(structure, filled))
+            with _NoEscape(), _StaticShapes():
+                output = self.step(*trees, optree.tree_unflatten(structure, filled))
             assigned = {name: b for name, b in output.buffers.items() if b is not trees[2][name]}
-            layout.append(Layout(list(output.gradients), list(assigned), len(output.sums), output.size))
+            layout.append(Layout(list(output.gradients), list(assigned), len(output.sums), output.size, self.step.training))
             return [output.loss, *output.gradients.values(), *assigned.values(), *(a for pair in output.sums for a in pair)]
 
         attributes = Attributes(self.step.module, self.step.objective)
         seed_all(seed)
         python = global_states()
-        with warnings.catch_warnings(action="ignore"), _NoEscape():
+        with warnings.catch_warnings(action="ignore"):
             graph_module = make_fx(run)(*flat)
         constants = [getattr(graph_module, str(n.target)) for n in graph_module.graph.nodes if n.op == "get_attr"]
         self._refuse_hidden(attributes, python, global_states(), constants)
-        working = {t.untyped_storage().data_ptr() for t in flat if t.numel()}
-        if any(isinstance(c, Tensor) and c.layout is torch.strided and c.untyped_storage().data_ptr() in working for c in constants):
-            raise _CannotCaptureError("forward reads a tensor through `.data`, which no trace sees (use .detach())")
         return written_out(graph_module, layout[0])
 
     def _refuse_hidden(self, attributes: Attributes, before: GlobalStates, after: GlobalStates, constants: Sequence[Any] = ()) -> None:
@@ -286,7 +295,7 @@ class Runner:
             self.notice = text
 
 
-class _NoEscape(torch.overrides.TorchFunctionMode):
+class _NoEscape(TorchFunctionMode):
     """Refuses, while tracing, what reads or writes a tensor without an operator, so that no trace could see it."""
 
     _refused = frozenset(
@@ -295,20 +304,33 @@ class _NoEscape(torch.overrides.TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._refused:
-            name = ".data = " if func is Tensor.data.__set__ else f".{func.__name__}()"  # type: ignore[attr-defined]
-            raise _CannotCaptureError(f"forward, loss or a metric uses `{name.strip()}`, which no trace sees")
+            name = ".data =" if func == Tensor.data.__set__ else f".{func.__name__}()"  # type: ignore[attr-defined]
+            raise _CannotCaptureError(f"forward, loss or a metric uses `{name}`, which no trace sees")
+        return func(*args, **(kwargs or {}))
+
+
+class _StaticShapes(TorchDispatchMode):
+    """Refuses, while tracing, operators whose result has a shape that depends on data: the trace would hold one shape."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor:
+            depends = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+        else:
+            depends = torch.Tag.dynamic_output_shape in func.tags
+        if depends:
+            raise _CannotCaptureError(f"forward, loss or a metric has a shape that depends on data ({func})")
         return func(*args, **(kwargs or {}))
 
 
 def _signature(batch: Any) -> tuple[Any, Sequence[Tensor]]:
     """Return what kind of batch this is, None if it has no kind, and its tensors."""
-    if type(batch) in (tuple, list) and all(type(leaf) is Tensor for leaf in batch):
-        return (type(batch), tuple(map(_tensor_key, batch))), batch
+    if type(batch) in (tuple, list) and all(map(_is_plain, batch)):
+        return (type(batch), *map(_tensor_key, batch)), batch
     leaves, structure = optree.tree_flatten(batch, none_is_leaf=True)
     key: list[Any] = [structure]
     tensors: list[Tensor] = []
     for leaf in leaves:
-        if type(leaf) is Tensor and leaf.layout is torch.strided:
+        if _is_plain(leaf):
             key.append(_tensor_key(leaf))
             tensors.append(leaf)
         elif type(leaf) in _PLAIN:
@@ -318,8 +340,12 @@ def _signature(batch: Any) -> tuple[Any, Sequence[Tensor]]:
     return tuple(key), tensors
 
 
+def _is_plain(leaf: Any) -> bool:
+    return type(leaf) is Tensor and leaf.layout is torch.strided and not leaf.requires_grad
+
+
 def _tensor_key(t: Tensor) -> Any:
-    return t.shape, t.dtype, t.stride() if t.layout is torch.strided else t.layout, t.device, t.requires_grad
+    return t.shape, t.dtype, t.stride() if t.layout is torch.strided else t.layout, t.device
 
 
 def _first_difference(expected: StepOutput, actual: StepOutput, expected_trees: Any, actual_trees: Any) -> str | None:
@@ -332,20 +358,13 @@ def _first_difference(expected: StepOutput, actual: StepOutput, expected_trees: 
         pairs += [(f"{subtree}[{name!r}]", t, after[name]) for name, t in before.items() if t is not after[name]]
     for i, (one, other) in enumerate(zip(expected.sums, actual.sums, strict=True)):
         pairs += [(f"metrics[{i}]", a, b) for a, b in zip(one, other, strict=True)]
-    return next((name for name, a, b in pairs if not _same_bits(a, b)), None)
+    return next((name for name, a, b in pairs if not _same(a, b)), None)
 
 
-def _same_bits(a: Any, b: Any) -> bool:
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return type(a) is type(b) and repr(a) == repr(b)
-    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
-        return False
-    if a.layout is torch.sparse_coo:
-        return _same_bits(a._indices(), b._indices()) and _same_bits(a._values(), b._values())
-    # strides decide the order in which a norm over all gradients adds up; those of axes of length 1 mean nothing
-    if any(n > 1 and s != t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True)):
-        return False
-    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return same_bits(a, b)
+    return type(a) is type(b) and repr(a) == repr(b)
 
 
 def _why(error: BaseException) -> str:

@@ -44,6 +44,7 @@ class Attributes:
     def __init__(self, *owners: Any) -> None:
         self._owners = owners
         self._values, self._tensors = self._look()
+        self._bound = [(vars(m), dict(vars(m))) for owner in owners for m in _modules(owner)]
 
     def moved(self, used: Sequence[Any] = ()) -> str | None:
         """Return the name of the first attribute that moved since, or None.
@@ -64,6 +65,13 @@ class Attributes:
             if exchanged and tensor.layout is torch.strided and not tensor.is_meta and tensor.untyped_storage().data_ptr() in constants:
                 return f"the tensor attribute {path!r}"
         return None
+
+    def put_back(self) -> None:
+        """Bind every attribute of the modules to what it was bound to, and take away those that are new."""
+        for now, before in self._bound:
+            for name in now.keys() - before.keys():
+                del now[name]
+            now.update(before)
 
     def _look(self) -> tuple[dict[str, Any], dict[str, tuple[Tensor, int]]]:
         values: dict[str, Any] = {}
@@ -97,6 +105,12 @@ def _walk(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[s
     else:
         seen.add(id(value))
         yield from _inside(value, path, depth + 1, seen)
+
+
+def _modules(owner: Any) -> Iterator[nn.Module]:
+    for found in (owner, *vars(owner).values()):
+        if isinstance(found, nn.Module):
+            yield from found.modules()
 
 
 def _inside(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:

@@ -30,12 +30,15 @@ class Layout:
         assigned: Names of the buffers that forward assigned, which come next.
         metrics: How many pairs ``sum, count`` come last.
         size: How many samples the traced batch had.
+        training: Whether it was traced with gradients. Nothing requires one in a replay, but some kernels ask for the mode
+            and leave out in a forward pass what they believe no backward pass will need.
     """
 
     gradients: list[str]
     assigned: list[str]
     metrics: int
     size: int
+    training: bool
 
 
 def written_out(graph_module: fx.GraphModule, layout: Layout) -> Replay:
@@ -50,7 +53,7 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Replay:
     """
     graph = graph_module.graph
     _drop_aliases(graph)
-    scope: dict[str, Any] = {"StepOutput": StepOutput, "no_grad": torch.no_grad}
+    scope: dict[str, Any] = {"StepOutput": StepOutput, "grad_mode": torch.enable_grad if layout.training else torch.no_grad}
     inputs: list[str] = []
     lines: list[str] = []
     last_use: dict[fx.Node, fx.Node] = {n: user for user in graph.nodes for n in user.all_input_nodes}
@@ -58,7 +61,7 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Replay:
         if node.op == "placeholder":
             inputs.append(node.name)
         elif node.op == "get_attr":
-            scope[node.name] = getattr(graph_module, str(node.target))
+            scope[node.name] = _constant(getattr(graph_module, str(node.target)))
         elif node.op == "output":
             lines.append(f"return {_answer(list(node.args[0]), layout, scope)}")
         else:
@@ -69,7 +72,7 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Replay:
             if done:
                 lines.append(f"del {', '.join(done)}")
     body = "\n        ".join(lines)
-    source = f"def replay(buffers, {', '.join(inputs)}):\n    with no_grad():\n        {body}\n"
+    source = f"def replay(buffers, {', '.join(inputs)}):\n    with grad_mode():\n        {body}\n"
     exec(compile(source, "<captured step>", "exec"), scope)
     return scope["replay"]
 
@@ -82,6 +85,10 @@ def _drop_aliases(graph: fx.Graph) -> None:
             if source.op == "call_function" or all(user.op != "output" for user in node.users):
                 node.replace_all_uses_with(source)
                 graph.erase_node(node)
+
+
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _call(node: fx.Node, scope: dict[str, Any]) -> str:

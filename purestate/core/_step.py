@@ -1,13 +1,14 @@
 """The pure steps: a gradient step, an evaluation step and a prediction step, each a function of tensors and a batch.
 
-The gradient is that of ``loss.backward()``, bit for bit: the same forward pass runs with tensors lent to a copy of the
-module, then `torch.autograd.grad`. Parameters are not updated here, no generator is seeded here, and nothing is captured
-here (see `_capture`).
+The gradient is that of ``loss.backward()``, because it is ``loss.backward()``: forward runs with fresh leaves lent to a copy
+of the module, and what arrives in their ``.grad`` is the answer. `torch.autograd.grad` would give other strides, and nothing
+at all for what a reentrant activation checkpoint holds. Parameters are not updated here, no generator is seeded here, and
+nothing is captured here (see `_capture`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from purestate.core._batch import batch_size
-from purestate.core._loss import Objective, describe, inputs_of, tensors_in
+from purestate.core._loss import Objective, describe, inputs_of
 from purestate.core._metrics import Amount, Metric
 from purestate.core._module import Slots, fresh_copy, written_in_forward
 from purestate.errors import ImpurityError, LossError, MetricError, PureStateError
@@ -29,6 +30,7 @@ __all__ = [
     "make_evaluate_step",
     "make_gradient_step",
     "make_predict_step",
+    "same_bits",
 ]
 
 Tensors = Mapping[str, Tensor]
@@ -64,7 +66,9 @@ class GradientStep:
         self.objective = objective
         self.metrics = tuple(metrics)
         self.written: frozenset[str] | None = written_in_forward(template)
+        """Parameters that forward writes by itself; of the frozen ones among them the caller must own a copy."""
         self._slots = Slots(self.module)
+        self._checked = False
 
     def __call__(self, params: Tensors, frozen: Tensors, buffers: Tensors, batch: Any) -> StepOutput:
         """Compute loss, gradients and metrics of a batch.
@@ -81,41 +85,47 @@ class GradientStep:
             ImpurityError: Forward wrote a frozen parameter.
         """
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+        if not self._checked:
+            # once by content: what forward writes through `.data` moves no version
+            given, frozen = frozen, {name: t if name in (self.written or ()) else t.clone() for name, t in frozen.items()}
         versions = [t._version for t in frozen.values()]
         with torch.enable_grad(), self._slots.lent(leaves, frozen, buffers):
             loss, outputs, target = self.objective(self.module, batch)
-            gradients = self._differentiate(loss, outputs, target, leaves)
+            self._differentiate(loss, outputs, target)
             after = self._slots.read_buffers()
-        self._keep(params, leaves, frozen, versions)
+        moved = {name for (name, t), version in zip(frozen.items(), versions, strict=True) if t._version != version}
+        if not self._checked:
+            moved |= {name for name, t in frozen.items() if not same_bits(t, given[name])}
+            self._checked = True
+        self._refuse_writes(moved - (self.written or frozenset()))
+        for name, leaf in leaves.items():
+            if leaf.data_ptr() != params[name].data_ptr():
+                params[name].copy_(leaf.detach())  # forward did `parameter.data = value`
         assigned = {name: b.detach() for name, b in after.items() if b is not buffers[name]}
         sums = _measure(self.metrics, outputs, target)
-        owned = _owned(gradients, leaves, batch)
-        return StepOutput(loss.detach(), owned, {**buffers, **assigned} if assigned else buffers, sums, batch_size(batch))
+        gradients = {name: leaf.grad for name, leaf in leaves.items()}
+        return StepOutput(loss.detach(), gradients, {**buffers, **assigned} if assigned else buffers, sums, batch_size(batch))
 
-    def _differentiate(self, loss: Tensor, outputs: Any, target: Any, leaves: Tensors) -> tuple[Tensor | None, ...]:
+    def _differentiate(self, loss: Tensor, outputs: Any, target: Any) -> None:
         if not loss.requires_grad:
             raise LossError(
                 f"the loss of {self.objective.name} has no gradient: it depends on no trainable parameter.",
                 cause="Forward detaches, runs under torch.no_grad(), or only uses frozen parameters.",
             )
         try:
-            return torch.autograd.grad(loss, tuple(leaves.values()), allow_unused=True)
+            loss.backward()
         except RuntimeError as error:
             if self.objective.loss is not None and "Found dtype" in str(error):
                 raise self.objective.misfit(outputs, target, error) from error
             raise
 
-    def _keep(self, params: Tensors, leaves: Tensors, frozen: Tensors, versions: list[int]) -> None:
-        for name, leaf in leaves.items():
-            if leaf.data_ptr() != params[name].data_ptr():
-                params[name].copy_(leaf.detach())  # forward did `parameter.data = value`
-        for (name, tensor), version in zip(frozen.items(), versions, strict=True):
-            if tensor._version != version and name not in (self.written or ()):
-                raise ImpurityError(
-                    f"forward wrote the frozen parameter {name!r}.",
-                    cause="A frozen parameter belongs to the state and is not copied for training.",
-                    fix="Register it as a buffer, which forward may update.",
-                )
+    def _refuse_writes(self, moved: set[str]) -> None:
+        for name in sorted(moved):
+            raise ImpurityError(
+                f"forward wrote the frozen parameter {name!r}.",
+                cause="A frozen parameter belongs to the state and is not copied for training.",
+                fix="Register it as a buffer, which forward may update.",
+            )
 
 
 class EvaluateStep:
@@ -150,12 +160,16 @@ class EvaluateStep:
             {name: t.clone() if written is None or name in written else t.detach() for name, t in tree.items()}
             for tree in (params, frozen, buffers)
         ]
+        for t in lent[0].values():
+            t.requires_grad_()  # under no_grad, too, torch.matmul folds its operands or not by who requires a gradient
         versions = {name: t._version for tree in lent for name, t in tree.items()}
         with torch.no_grad(), self._slots.lent(*lent):
             answer = self._run(batch)
         moved = frozenset(name for tree in lent for name, t in tree.items() if t._version != versions[name])
         if written is None:
-            self.written = moved
+            # by content, not by version: what forward writes through `.data` moves no version
+            pairs = [(name, t, own[name]) for tree, own in zip(lent, (params, frozen, buffers), strict=True) for name, t in tree.items()]
+            self.written = moved | {name for name, t, own in pairs if not same_bits(t, own)}
         elif moved - written:
             raise ImpurityError(
                 f"forward in eval mode wrote {sorted(moved - written)!r} now and not at its first call.",
@@ -215,20 +229,6 @@ def make_predict_step(template: nn.Module, objective: Objective | None = None) -
     return PredictStep(template, objective, ())
 
 
-def _owned(gradients: Iterable[Tensor | None], leaves: Tensors, batch: Any) -> dict[str, Tensor | None]:
-    """Give every gradient memory of its own with its parameter's strides, as ``backward()`` does in ``.grad``."""
-    taken = {t.data_ptr() for t in tensors_in(batch) if t.layout is torch.strided}
-    owned: dict[str, Tensor | None] = {}
-    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-        if gradient is not None and gradient.layout is torch.strided and gradient.numel():
-            if gradient.stride() != leaf.stride() or (at := gradient.data_ptr()) in taken or at == leaf.data_ptr():
-                gradient = torch.empty_like(leaf, requires_grad=False).copy_(gradient)
-                at = gradient.data_ptr()
-            taken.add(at)
-        owned[name] = gradient
-    return owned
-
-
 def _measure(metrics: Sequence[Metric], outputs: Any, target: Any) -> tuple[tuple[Amount, Amount | None], ...]:
     if not metrics:
         return ()
@@ -251,3 +251,17 @@ def _measured(metric: Metric, outputs: Any, target: Any) -> tuple[Amount, Amount
         raise MetricError(
             f"metric {metric.name!r} failed on output {describe(outputs)}, target {describe(target)}: {error}", metric=metric.name
         ) from error
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same shape, dtype, strides and bits.
+
+    Strides of axes of length 1 mean nothing; the others decide in which order a norm adds up.
+    """
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
+        return False
+    if a.layout is torch.sparse_coo:
+        return same_bits(a._indices(), b._indices()) and same_bits(a._values(), b._values())
+    if any(n > 1 and s != t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True)):
+        return False
+    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
