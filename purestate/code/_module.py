@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["describe_module", "network_content"]
 
 Json = Any
-_MACHINERY = frozenset({*vars(nn.Module()), "_compiled_call_impl", "_torchdynamo_wrapper_id"})
+_MACHINERY = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
+_COMPILED = frozenset(
+    "_torchdynamo_wrapper_id _torchdynamo_orig_callable _super_module_initialized dynamo_ctx get_compiler_config forward".split()
+)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -96,13 +99,15 @@ def _attributes(walker: Walker, module: nn.Module, path: str, flat: dict[str, Js
     if getattr(type(module), DECLARES, None) is not None:
         flat[f"{path}.{DECLARES}"] = walker.inner(DECLARES, getattr(module, DECLARES)())
         return
-    traced = isinstance(module, torch.fx.GraphModule)
-    if traced:
+    hidden = _MACHINERY
+    if isinstance(module, torch.fx.GraphModule):
         flat[f"{path}.graph"] = walker.inner("graph", module.code)
+        hidden = {name for name in vars(module) if name.startswith("_")} | _MACHINERY
+    elif "dynamo_ctx" in vars(module):
+        flat[f"{path}.compiler"] = walker.inner("compiler", _compiler(vars(module)["dynamo_ctx"].callback))
+        hidden = _MACHINERY | _COMPILED
     for name, value in sorted(vars(module).items()):
-        if traced and name.startswith("_"):
-            continue  # its graph, as an object
-        if name in _MACHINERY or _is_made_of_leaves(walker, value):
+        if name in hidden or _is_made_of_leaves(walker, value):
             continue
         if isinstance(module, nn.RNNBase) and name in ("_flat_weights", "_flat_weight_refs"):
             continue
@@ -110,6 +115,13 @@ def _attributes(walker: Walker, module: nn.Module, path: str, flat: dict[str, Js
             flat[f"{path}.{name}"] = {"tensor": "derived"}
             continue
         flat[f"{path}.{name}"] = walker.inner(f"{path.partition('.')[2]}.{name}".lstrip("."), value)
+
+
+def _compiler(callback: Any) -> Any:
+    """Return the backend of ``torch.compile`` with its options; what is wrapped around it changes when it compiles."""
+    while hasattr(callback, "_torchdynamo_orig_backend"):
+        callback = callback._torchdynamo_orig_backend
+    return callback
 
 
 def _is_made_of_leaves(walker: Walker, value: Any) -> bool:

@@ -200,6 +200,12 @@ def test_whose_code_it_is():
     assert package_of_file(pytest.__file__)[0] == "pytest"
 
 
+def test_an_image_counts_by_its_pixels():
+    image = pytest.importorskip("PIL.Image")
+    one, other = (image.new("L", (2, 2), color) for color in (1, 2))
+    assert fingerprint(one) == fingerprint(image.new("L", (2, 2), 1)) != fingerprint(other)
+
+
 def test_nothing_is_modified():
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()

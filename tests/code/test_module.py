@@ -148,6 +148,14 @@ def test_code_shows_by_method_and_reaches_helpers():
     assert described["package.torch"] == torch.__version__
 
 
+def test_a_compiled_module_is_the_same_before_and_after_it_compiled():
+    module = torch.compile(nn.Sequential(nn.Linear(2, 2)), backend="eager")
+    before = describe_module(module)
+    module(torch.ones(1, 2))
+    assert describe_module(module) == before
+    assert before["module.compiler"] != describe_module(torch.compile(nn.Sequential(), backend="aot_eager"))["module.compiler"]
+
+
 def test_training_weights_and_device_do_not_count():
     assert describe_module(Net().eval()) == describe_module(Net()) != describe_module(nn.Linear(4, 4))
     trained = Net()
