@@ -23,7 +23,6 @@ Each class subclasses `PureStateError` and the standard exception that a strange
     └── StoreError(OSError)                disk
         ├── InvalidIdError(ValueError)     an id that cannot name a checkpoint
         ├── CheckpointNotFoundError(FileNotFoundError)
-        ├── CheckpointExistsError(FileExistsError)
         ├── MissingSnapshotError(FileNotFoundError)   the record is there, its bytes are not
         ├── CorruptItemError               bytes differ from their hash
         ├── CorruptLogError                a log is damaged before its last line
@@ -42,7 +41,6 @@ from typing import Any
 __all__ = [
     "BatchError",
     "CaptureMismatchError",
-    "CheckpointExistsError",
     "CheckpointNotFoundError",
     "CorruptItemError",
     "CorruptLogError",
@@ -207,12 +205,6 @@ class CheckpointNotFoundError(StoreError, FileNotFoundError):
 
     id: str | None = None
     available: tuple[str, ...] = ()
-
-
-class CheckpointExistsError(StoreError, FileExistsError):
-    """A store already has a checkpoint of that name."""
-
-    id: str | None = None
 
 
 class MissingSnapshotError(StoreError, FileNotFoundError):

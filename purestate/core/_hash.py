@@ -40,7 +40,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def leaf_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the elements of a dense tensor in row-major order as bytes, without a copy where it is contiguous on CPU."""
     flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def leaf_hash(tensor: torch.Tensor) -> str:

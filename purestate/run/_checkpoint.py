@@ -237,11 +237,14 @@ class Checkpoint:
     @property
     def history(self) -> History:
         """Lists, an entry an epoch, over all trains of the checkpoint: ``epoch``, losses, metrics, ``lr``, ``seconds``."""
-        epochs: list[dict[str, Any]] = []
-        for _, train, record in self._ledger.refresh().finished():
-            bodies = [train.epochs[n].body for n in range(1, record.body["last"] + 1)]
-            epochs += [body | {"metrics": decode(body["metrics"])} for body in bodies]
-        return as_history(epochs)
+        return as_history([epoch for epoch, _, _ in self._finished_epochs()])
+
+    def _finished_epochs(self) -> Iterator[tuple[dict[str, Any], int, bool]]:
+        """Yield ``(epoch, op, whether it is the op's best)`` for what the newest answer of each train covers."""
+        for op, train, record in self._ledger.refresh().finished():
+            for n in range(1, record.body["last"] + 1):
+                body = train.epochs[n].body
+                yield body | {"metrics": decode(body["metrics"])}, op, n == record.body["best"]
 
     def reset(self, op: int = 0) -> None:
         """Void a train and those that follow, so that the chain can go on from there. Their records stay readable.
@@ -274,9 +277,7 @@ class Checkpoint:
 
     def plot_metrics(self) -> Figure:
         """Return a figure of the history: one chart a metric, training and validation together. Opens no window."""
-        from purestate.view import plot_metrics
-
-        return plot_metrics([self.history], [self.id])
+        return plot_metrics([self])
 
     def __repr__(self) -> str:
         self._ledger.refresh()
@@ -359,6 +360,11 @@ def plot_metrics(checkpoints: Sequence[Checkpoint]) -> Figure:
     Args:
         checkpoints: As `Store.checkpoint` or `Store.open` returned them.
     """
-    from purestate.view import plot_metrics
+    from purestate import view
 
-    return plot_metrics([ck.history for ck in checkpoints], [ck.id for ck in checkpoints])
+    histories = []
+    for ck in checkpoints:
+        epochs = list(ck._finished_epochs())
+        marks = {"op": [op for _, op, _ in epochs], "best": [best for _, _, best in epochs]}
+        histories.append(as_history([epoch for epoch, _, _ in epochs]) | marks)
+    return view.plot_metrics(histories, [ck.id for ck in checkpoints])
