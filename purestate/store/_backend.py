@@ -184,8 +184,12 @@ class Backend(Protocol):
         """Remove the resume points of a checkpoint. Waits for one that is being written."""
         ...
 
-    def delete(self, id: str) -> None:
+    def delete(self, id: str, timeout: float | None = 10.0) -> None:
         """Remove a checkpoint: its log and resume points. Items stay until they are collected.
+
+        Args:
+            id: Which one.
+            timeout: Seconds to wait for somebody who writes it; None waits for ever.
 
         Raises:
             CheckpointNotFoundError: There is none.

@@ -110,7 +110,7 @@ class DiskBackend:
         """Remove the resume points of a checkpoint."""
         self._resume.clear(check_id(id))
 
-    def delete(self, id: str) -> None:
+    def delete(self, id: str, timeout: float | None = 10.0) -> None:
         """Remove a checkpoint.
 
         Effects:
@@ -118,7 +118,7 @@ class DiskBackend:
         """
         if check_id(id) not in self.ids():
             raise not_found(id, self.ids(), f"the store {os.fspath(self._path)!r}")
-        with FileLock(self._layout.checkpoint_lock(id), f"checkpoint {id!r}").hold(10.0):
+        with FileLock(self._layout.checkpoint_lock(id), f"checkpoint {id!r}").hold(timeout):
             head, count = self._end(id)
             folder, away = self._layout.checkpoint(id), self._layout.trash / unique(id)
             with writing(folder, f"the removal of checkpoint {id!r}"):

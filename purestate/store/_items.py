@@ -98,8 +98,9 @@ def corrupt(
     folder: Path, what: str, digest: str | None, leaf: str | None, reason: str, actual: str | None = None
 ) -> CorruptItemError:
     """Return the error for bytes that are not what they were."""
+    place = f"leaf {leaf!r}" if leaf is not None else "the description of its leaves"
     return CorruptItemError(
-        f"{what[0].upper()}{what[1:]} is damaged at {f'leaf {leaf!r}' if leaf is not None else ITEM_META!r}: {reason}.",
+        f"{what[0].upper()}{what[1:]} is damaged at {place}: {reason}.",
         cause=f"A file under {os.fspath(folder)!r} was changed, or the disk returned other bytes than were written.",
         fix="Put back a copy of that folder; or remove it, and the next run that needs it computes it again.",
         path=os.fspath(folder),
@@ -170,7 +171,7 @@ def _read_metas(folder: Path, digest: str, what: str) -> dict[str, LeafMeta]:
     try:
         metas = {name: LeafMeta.from_json(fields) for name, fields in json.loads(data)["leaves"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise corrupt(folder, what, digest, None, f"it does not describe leaves ({error})") from None
+        raise corrupt(folder, what, digest, None, f"it is not readable ({error})") from None
     if (actual := tree_hash({name: meta.hash for name, meta in metas.items()})) != digest:
         raise corrupt(folder, what, digest, None, f"its leaves hash to {short(actual)}, not {short(digest)}", actual)
     return metas

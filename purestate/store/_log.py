@@ -114,7 +114,7 @@ class DiskLog:
             return b""
         whole = len(data) - torn_tail(data)
         try:
-            self._records.extend(decode(data[:whole], len(self._records), self.head))
+            self._records += list(decode(data[:whole], len(self._records), self.head))
         except BadLineError as error:
             raise _corrupt(self.id, self.path, len(self._records) + error.number, str(error)) from None
         self._offset += whole

@@ -91,8 +91,9 @@ class MemoryBackend:
         """Forget the resume point of a checkpoint."""
         self._points.pop(check_id(id), None)
 
-    def delete(self, id: str) -> None:
+    def delete(self, id: str, timeout: float | None = 10.0) -> None:
         """Forget a checkpoint."""
+        del timeout
         log = self.log(id, must_exist=True)
         self.journal("delete", id=id, head=log.head, records=len(log.records))
         del self._logs[id]

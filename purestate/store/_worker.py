@@ -17,7 +17,6 @@ process ends when the socket does, or when its parent is another one than at the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import mmap
 import os
@@ -69,9 +68,8 @@ def _receive(channel: socket.socket, parent: int) -> tuple[int, int, int] | None
 def _answer(request: tuple[int, int, int], save: Any) -> dict[str, Any]:
     fd, offset, length = request
     try:
-        with contextlib.closing(mmap.mmap(fd, 0, prot=mmap.PROT_READ)) as memory:
-            job = json.loads(memory[offset : offset + length])
-            _do(job, memory, save)
+        memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)  # closed with the last array that looks into it
+        _do(json.loads(memory[offset : offset + length]), memory, save)
     except Exception as error:  # the other side raises it: what went wrong must not end the process
         return {"error": f"{type(error).__name__}: {error}"[:4000], "errno": getattr(error, "errno", None)}
     finally:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -261,10 +262,9 @@ def _scratch() -> int:
 
 def _pack(fd: int, order: Order) -> tuple[int, int]:
     """Write the arrays and the order itself into the file; return where the latter is."""
-    if order.size:
-        os.ftruncate(fd, order.size)
-        with mmap.mmap(fd, order.size) as memory, memoryview(memory) as view:
-            order.fill(view)
+    os.ftruncate(fd, order.size)
+    with mmap.mmap(fd, order.size) if order.size else contextlib.nullcontext(b"") as memory, memoryview(memory) as view:
+        order.fill(view)
     text = json.dumps(  # after `fill`, which may still note in a folder what it learns while it copies
         {
             "folders": [dataclasses.asdict(folder) for folder in order.folders],

@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_can_be_deleted(backend):
 def test_a_checkpoint_that_is_written_is_not_deleted(backend):
     record(backend)
     with backend.log("a").lock(), pytest.raises(StoreLockedError):
-        DiskBackend(backend.path)._delete_within(0.0, "a")
+        DiskBackend(backend.path).delete("a", timeout=0)
     assert backend.ids() == ["a"]
 
 

@@ -13,7 +13,7 @@ from purestate.store._layout import RESUME_META
 
 def leaves(i: int) -> dict[str, dict[str, torch.Tensor]]:
     return {
-        "params": {"fc.weight": torch.full((30,), float(i)), "a/b": torch.tensor(i, dtype=torch.bfloat16)},
+        "params": {"fc.weight": torch.full((300,), float(i)), "a/b": torch.tensor(i, dtype=torch.bfloat16)},
         "optimizer": {"fc.weight": torch.arange(3) + i, "none": torch.empty(0, 2)},
         "extra": {},
     }
@@ -29,7 +29,9 @@ def loaded(backend) -> int:
     expected = leaves(body["epoch"])
     assert {name: list(tree) for name, tree in found.items()} == {name: list(tree) for name, tree in expected.items()}
     for name, tree in expected.items():
-        assert all(torch.equal(found[name][leaf], value) and found[name][leaf].dtype == value.dtype for leaf, value in tree.items())
+        assert all(
+            torch.equal(found[name][leaf], value) and found[name][leaf].dtype == value.dtype for leaf, value in tree.items()
+        )
     return body["epoch"]
 
 
