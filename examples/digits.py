@@ -67,10 +67,10 @@ def main(folder: str, plots: str | None) -> None:
         epoch_scheduler_args=dict(step_size=10, gamma=0.2),
     )
     adam = store.checkpoint("adam", description="MLP, Adam, 20 + 20 epochs")
+    curve = adam.find_lr(s0, train_dl, min_rate=1e-5, epochs=2)
     s1 = adam.train(s0, train_dl, val_dl, epochs=20, load_best=True, **accuracy)
     s2 = adam.train(s1, train_dl, val_dl, epochs=20, load_best=True, **accuracy)
     adam.evaluate(s2, val_dl, metrics=[ps.metric_accuracy])
-    curve = adam.find_lr(s1, train_dl, optimizer_cls=torch.optim.SGD, min_rate=1e-4)
 
     sgd = store.checkpoint("sgd", description="from adam's first train, with SGD")
     f0 = ps.setup(

@@ -265,9 +265,12 @@ def _legend(figure: Figure, runs: Sequence[_Run]) -> None:
 
 
 def _cut_off(axes: Axes, losses: Sequence[float]) -> None:
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if not finite:
+    """Bound the loss axis by what comes before the minimum, with some room, where the losses behind it run away."""
+    losses = [loss for loss in losses if math.isfinite(loss)]
+    if not losses:
         return
-    fall = finite[0] - min(finite)
-    if fall > 0 and max(finite) > finite[0] + fall / 2:
-        axes.set_ylim(min(finite) - 0.1 * fall, finite[0] + fall / 2)
+    lowest = min(range(len(losses)), key=losses.__getitem__)
+    before = max(losses[: lowest + 1])
+    ceiling = before + 0.5 * max(before - losses[lowest], 0.1 * abs(losses[lowest]))
+    if max(losses) > 2 * ceiling:
+        axes.set_ylim(top=ceiling)
