@@ -73,7 +73,7 @@ def fingerprint(obj: object, *, where: str = "") -> Fingerprint:
 
     Example:
         >>> fingerprint(abs).value
-        {'builtin': 'builtins.abs'}
+        {'installed': 'builtins.abs'}
         >>> fingerprint([1, 2]).digest == fingerprint([1, 2.0]).digest
         False
     """

@@ -193,6 +193,7 @@ class Walker:
         code = fn.__code__
         names, free, imports = references(code)
         cells = _cells(fn)
+        free |= {(key, ()) for key in cells.keys() - {key for key, _ in free}}  # super() reads its class unseen
         return {
             "code": code_digest(code, fn.__globals__),
             "closure": {key: self._bound(f"{name}[{key}]", key, value) for key, value in self._reached(free, cells)},

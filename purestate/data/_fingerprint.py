@@ -78,9 +78,9 @@ def describe_data(loader: object, describe: Callable[[Any], Json]) -> DataPrint:
         Reads names, sizes and times of files that the data set names, and what 16 samples of a probed data set read.
 
     Example:
-        >>> loader = DataLoader(TensorDataset(torch.zeros(4, 2)), batch_size=2)
-        >>> describe_data(loader, repr).parts["dataset.tensors.0"]
-        'float32[4,2] b3:a5c6b1b3f2e9b1f0'
+        >>> found = describe_data([torch.zeros(4, 2), torch.ones(4, 2)], describe=repr)
+        >>> found.kind, list(found.parts), found.parts["batches.0"][:16]
+        ('content', ['batches', 'batches.0', 'batches.1'], 'float32[4,2] b3:')
     """
     survey = _Survey(describe)
     if isinstance(loader, DataLoader):

@@ -87,6 +87,13 @@ def f(x, k=1, *, bias=0):
     return x * k + bias
 target = {}
 """
+SUPER = """
+class A:
+    def f(self): return 1
+class B(A):
+    def f(self): return super().f()
+target = B.f
+"""
 PARAMETRIZED = """
 import torch
 from torch import nn
@@ -190,6 +197,7 @@ CHANGES = [
 CHANGES += [
     ("default of a NamedTuple", "import typing\nclass N(typing.NamedTuple):\n    a: int = 1\ntarget = N\n", "= 1", "= 2"),
     ("fields of a namedtuple", "import collections\ntarget = collections.namedtuple('N', 'x y')\n", "x y", "y x"),
+    ("super() in a method on its own", SUPER, "return 1", "return 2"),
     ("property on its own", "target = property(lambda self: 1)\n", ": 1", ": 2"),
     ("numpy function", target("np.linspace"), "= np.linspace", "= np.logspace"),
     ("context manager", "import contextlib\n@contextlib.contextmanager\ndef target(): yield 1\n", "yield 1", "yield 2"),
