@@ -273,4 +273,4 @@ def _cut_off(axes: Axes, losses: Sequence[float]) -> None:
     before = max(losses[: lowest + 1])
     ceiling = before + 0.5 * max(before - losses[lowest], 0.1 * abs(losses[lowest]))
     if max(losses) > 2 * ceiling:
-        axes.set_ylim(top=ceiling)
+        axes.set_ylim(losses[lowest] - 0.1 * (ceiling - losses[lowest]), ceiling)
