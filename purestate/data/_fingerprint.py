@@ -37,8 +37,9 @@ Json = Any
 _DECLARES = "__purestate_fingerprint__"
 _KINDS = ("content", "files", "declared", "probed")  # a loader is of the last kind that any part of it is
 _PROBES = 16
+_FEW = 64
 _LONG = 120
-_NESTED = (torch.Tensor, np.ndarray, list, tuple, dict, Dataset)
+_DATA = (torch.Tensor, np.ndarray, Dataset, *GENERATORS)
 _PATH_WORDS = ("root", "dir", "folder", "path", "file")
 
 
@@ -156,9 +157,12 @@ class _Survey:
             self.dataset(cast("Any", value), place)
         elif isinstance(value, GENERATORS):
             self.parts[place] = f"{type(value).__module__}.{type(value).__qualname__}, seeded from the key"
-        elif type(value) in (list, tuple) and any(isinstance(item, _NESTED) for item in value):
+        elif type(value) in (list, tuple, range) and len(value) > _FEW and set(map(type, value)) == {int} and _fits(value):
+            # the indices of a subset: as an array they are hashed 30 times faster
+            self.parts[place] = f"{type(value).__name__} of {len(value)} as {_array(np.array(value, np.int64))}"
+        elif type(value) in (list, tuple) and _holds_data(value):
             self.members(enumerate(value), type(value).__name__, place)
-        elif type(value) is dict and any(isinstance(item, _NESTED) for item in value.values()):
+        elif type(value) is dict and _holds_data(value):
             self.members(sorted(value.items(), key=lambda item: f"{type(item[0]).__name__} {item[0]}"), "dict", place)
         else:
             self.parts[place] = _short(self.code(value, place))
@@ -238,6 +242,17 @@ class _Survey:
                     seed_generator(generator, Key.from_seed(i).fold_in(n))
                 samples.value([cast("Any", dataset)[i]], f"{place}[{i}]")
         self.parts[f"{place}.probes"] = f"{len(at)} samples b3:{scalar_hash(samples.parts)[:32]}"
+
+
+def _fits(integers: Sequence[int]) -> bool:
+    return -(1 << 63) <= min(integers) and max(integers) < 1 << 63
+
+
+def _holds_data(value: Any) -> bool:
+    """Tell whether a container holds tensors or the like; one that does not is described in one go."""
+    if type(value) is dict:
+        return any(map(_holds_data, value.values()))
+    return any(map(_holds_data, value)) if type(value) in (list, tuple) else isinstance(value, _DATA)
 
 
 def _declared(survey: _Survey, obj: Any, place: str) -> bool:
