@@ -110,5 +110,5 @@ def _about(state: State) -> dict[str, Any]:
             about["seed"] = act["init"]["seed"]
     parent = state.origin.parent
     if parent is not None:
-        about["input"] = f"{parent['checkpoint']} train {parent['op']}, {parent['epochs']} epochs"
+        about["parent"] = f"{parent['checkpoint']} train {parent['op']}, {parent['epochs']} epochs"
     return about

@@ -6,6 +6,7 @@ differs and leaves out what only follows from something else that differs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,26 +17,29 @@ from purestate.core._hash import scalar_hash
 __all__ = ["Question", "changes", "flatten"]
 
 _FOLLOWS = {
-    "input.optimizer": ("recipe.optimizer",),
-    "input.epoch_scheduler": ("recipe.epoch_scheduler", "recipe.optimizer"),
-    "input.step_scheduler": ("recipe.step_scheduler", "recipe.optimizer"),
-    "input.params": ("seed", "module.", "code."),
-    "input.frozen": ("seed", "module.", "code."),
-    "input.buffers": ("seed", "module.", "code."),
-    "input.key": ("seed",),
+    "input.optimizer": ("recipe.optimizer", "parent"),
+    "input.epoch_scheduler": ("recipe.epoch_scheduler", "recipe.optimizer", "parent"),
+    "input.step_scheduler": ("recipe.step_scheduler", "recipe.optimizer", "parent"),
+    "input.params": ("seed", "module", "code", "parent"),
+    "input.frozen": ("seed", "module", "code", "parent"),
+    "input.buffers": ("seed", "module", "code", "parent"),
+    "input.key": ("seed", "parent"),
+    "input.counters": ("parent",),
 }
-_STATE_PARTS = ("params", "frozen", "buffers", "optimizer", "epoch_scheduler", "step_scheduler", "key", "counters", "ema", "extra")
+"""What may follow from what; a name stands for everything below it too."""
 _SAYINGS = (
     ("recipe.clip.", "gradient clipping "),
     ("recipe.", ""),
-    ("code.", "code of "),
-    ("train_data.", "training data: "),
-    ("val_data.", "validation data: "),
-    ("data.", "data: "),
+    ("metrics.", "metric "),
+    ("train_data", "training data"),
+    ("val_data", "validation data"),
     ("args.", ""),
     ("input.", "input "),
-    ("packages.", "package "),
+    ("parent", "input"),
+    ("package.", "package "),
 )
+_DATA = ("train_data", "val_data", "data")
+_DIGEST = re.compile(r"(?:b3:)?\b([0-9a-f]{8})[0-9a-f]{24,56}\b")
 
 
 @dataclass(frozen=True)
@@ -78,35 +82,77 @@ def changes(recorded: Mapping[str, Any], now: Question) -> list[tuple[str, Any, 
         recorded: A question as `Question.json` wrote it.
         now: What is asked.
     """
-    old = {**recorded["about"], **recorded["parts"]}
-    new = {**now.about, **now.parts}
+    tables = tuple({"op": q["op"], **q["about"], **q["parts"]} for q in (recorded, now.json()))
     missing = object()
-    names = [*old, *(name for name in new if name not in old)]
-    differing = [name for name in names if old.get(name, missing) != new.get(name, missing)]
-    causes = [name for name in differing if not _follows(name, differing)]
-    return [(_say(name), _show(old.get(name)), _show(new.get(name))) for name in sorted(causes, key=_importance)]
+    differing = [name for name in {**tables[0], **tables[1]} if tables[0].get(name, missing) != tables[1].get(name, missing)]
+    causes = [name for name in differing if not _follows(name, differing, tables)]
+    return [(_say(name), *(_show(name, table) for table in tables)) for name in sorted(causes or differing, key=_importance)]
 
 
-def _follows(name: str, differing: list[str]) -> bool:
-    if any(other.startswith(cause) for cause in _FOLLOWS.get(name, ()) for other in differing if other != name):
+_Tables = tuple[Mapping[str, Any], ...]
+
+
+def _follows(name: str, differing: list[str], tables: _Tables) -> bool:
+    if any(_within(other, cause) for cause in _FOLLOWS.get(name, ()) for other in differing):
         return True
-    # digests of a whole are in the table beside what they are digests of
-    return name.endswith(".digest") and any(other.startswith(name.removesuffix("digest")) for other in differing if other != name)
+    if any(name in table and table[name] == {} for table in tables) and any(
+        _within(other, name) for other in differing if other != name
+    ):
+        return True
+    above = [name[:i] for i, letter in enumerate(name) if letter == "."]
+    if any(cause in differing and cause != name for whole in above for cause in _tells(whole, tables)):
+        return True
+    if name.startswith("code.") and not all(name in table for table in tables):
+        # code that came or went was reached from something
+        known = [other for other in differing if all(other in table for table in tables)]
+        return any(_within(other, "module") or _within(other, "code") for other in known)
+    place, _, last = name.rpartition(".")
+    if last == "digest" and any(_within(other, place) for other in differing if other != name):
+        return True  # it is over what is in the table beside it
+    data, _, part = name.partition(".")
+    if data not in _DATA:
+        return False
+    return f"{data}.{part.removeprefix('batch_sampler.')}" in differing[: differing.index(name)] or (
+        part.startswith("dataset.tensors") and f"{data}.dataset.samples" in differing
+    )
+
+
+def _within(name: str, whole: str) -> bool:
+    return name == whole or name.startswith(f"{whole}.")
+
+
+def _tells(whole: str, tables: _Tables) -> list[str]:
+    """The names that, where they differ, say of a whole that it came, went or is of another class: of its parts then too."""
+    names = [whole] if _within(whole, "module") or any(whole in table and table[whole] is None for table in tables) else []
+    return names if whole.endswith((".class", ".fn", ".value")) else [*names, f"{whole}.code", f"{whole}.fn.code"]
 
 
 def _importance(name: str) -> tuple[int, str]:
-    order = ("seed", "recipe.", "args.", "module.", "code.", "train_data.", "val_data.", "data.", "input.", "packages.")
+    order = ("seed", "recipe.", "args.", "module", "code.", "metrics.", *_DATA, "parent", "input.", "package.")
     return next((i for i, prefix in enumerate(order) if name.startswith(prefix)), len(order)), name
 
 
 def _say(name: str) -> str:
+    if name.startswith("code."):
+        return f"code of {name.removeprefix('code.')}"
+    code = name.endswith(".digest")
+    for end in (".code", ".digest", ".fn", ".value"):
+        name = name.removesuffix(end)
     for prefix, saying in _SAYINGS:
         if name.startswith(prefix):
-            return saying + name.removeprefix(prefix).replace(".args.", " ").replace(".class", " class").replace(".fn", " function")
-    return name
+            name = saying + name.removeprefix(prefix)
+            break
+    data, dot, part = name.partition(".")
+    if dot and data.endswith("data"):
+        return f"{data}: {'code of ' if code else ''}{part}"
+    name = name.replace(".args.", " ").replace(".class", " class")
+    return f"code of {name}" if code else name
 
 
-def _show(value: Any) -> Any:
-    if isinstance(value, str) and len(value) == 64:
-        return f"b3:{value[:8]}"
-    return value
+def _show(name: str, table: Mapping[str, Any]) -> Any:
+    """Return a value for people; of something with parts what it is called."""
+    value = table.get(name)
+    if value is None:
+        ends = ("class.code", "fn.code", "value.code", "code", "kind")
+        value = next((table[f"{name}.{end}"] for end in ends if f"{name}.{end}" in table), None)
+    return _DIGEST.sub(r"b3:\1", value) if isinstance(value, str) else value
