@@ -33,6 +33,7 @@ _MOST_SIGNATURES = 8
 _OTHER_SEED = 0x9E3779B97F4A7C15
 _PLAIN = (int, float, str, bool, bytes, type(None))
 Tensors = Mapping[str, Tensor]
+Trees = tuple[Tensors, Tensors, Tensors]
 
 
 class _CannotCaptureError(Exception):
@@ -83,7 +84,7 @@ class Runner:
         self._epoch = 0
         self._generation = 0
         self._off = False
-        self._trees: tuple[Tensors, Tensors, Tensors] | None = None
+        self._trees: Trees | None = None
         self._flat: list[Tensor] = []
         self._spec: Any = None
         self._seeders: list[Callable[[int], Any]] = [torch.default_generator.manual_seed]
@@ -143,10 +144,12 @@ class Runner:
         return start == len(self._flat)
 
     def _take_trees(self, *trees: Tensors) -> None:
-        self._trees = cast(Any, trees)
+        self._trees = cast(Trees, trees)
         self._flat = [t for tree in trees for t in tree.values()]
         if any(t.requires_grad for t in self._flat):
-            raise StateError("a step takes tensors that require no gradient: it takes the gradient itself.", fix="Give it tensor.detach().")
+            raise StateError(
+                "a step takes tensors that require no gradient: it takes the gradient itself.", fix="Give it tensor.detach()."
+            )
         spec = [list(tree) for tree in trees], [_tensor_key(t) for t in self._flat]
         if spec != self._spec:
             self._spec = spec
@@ -154,11 +157,13 @@ class Runner:
             if any(t.device.type == "cuda" for t in self._flat):
                 self._seeders = [g.manual_seed for g in (torch.default_generator, *torch.cuda.default_generators)]
 
-    def _first_calls(self, key: Any, trees: tuple[Tensors, Tensors, Tensors], batch: Any, seed: int) -> StepOutput:
+    def _first_calls(self, key: Any, trees: Trees, batch: Any, seed: int) -> StepOutput:
         if key is None:
             self._give_up("a batch holds something else than dense tensors without gradient, numbers and texts")
         elif key not in self._entries and len(self._entries) == _MOST_SIGNATURES:
-            self._note(f"batches come in more than {_MOST_SIGNATURES} kinds (shapes, dtypes, plain values); the others run uncaptured")
+            self._note(
+                f"batches come in more than {_MOST_SIGNATURES} kinds (shapes, dtypes, plain values); the others run uncaptured"
+            )
         else:
             entry = self._entries.setdefault(key, _Entry())
             entry.calls += 1
@@ -169,7 +174,7 @@ class Runner:
         seed_all(seed)
         return self.step(*trees, batch)
 
-    def _capture(self, entry: _Entry, trees: tuple[Tensors, Tensors, Tensors], batch: Any, seed: int) -> StepOutput:
+    def _capture(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
         before = self._copies(trees, batch)
         attributes = Attributes(self.step.module, self.step.objective)
         seed_all(seed)
@@ -197,7 +202,7 @@ class Runner:
             put_back(after)
         return output
 
-    def _compare(self, entry: _Entry, trees: tuple[Tensors, Tensors, Tensors], batch: Any, seed: int) -> StepOutput:
+    def _compare(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
         before = self._copies(trees, batch)
         seed_all(seed)
         output = self.step(*trees, batch)
@@ -214,26 +219,26 @@ class Runner:
         entry.compared = self._generation
         return output
 
-    def _trace(self, inputs: tuple[Any, Any], seed: int) -> Replay:
+    def _trace(self, inputs: tuple[Trees, Any], seed: int) -> Replay:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        (params, frozen, buffers), batch = inputs
+        trees, batch = inputs
         leaves, structure = optree.tree_flatten(batch, none_is_leaf=True)
         # one object for each place: a batch (x, x) must not be taken for a batch whose two tensors are always one
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        flat = [*params.values(), *frozen.values(), *buffers.values(), *(leaves[i] for i in places)]
+        flat = [*(t for tree in trees for t in tree.values()), *(leaves[i] for i in places)]
         layout: list[Layout] = []
 
         def run(*tensors: Tensor) -> list[Any]:
             rest = iter(tensors)
-            trees = [{name: next(rest) for name in tree} for tree in (params, frozen, buffers)]
+            params, frozen, buffers = ({name: next(rest) for name in tree} for tree in trees)
             filled = list(leaves)
             for i, tensor in zip(places, rest, strict=True):
                 filled[i] = tensor
             with _NoEscape(), _StaticShapes():
-                output = self.step(*trees, optree.tree_unflatten(structure, filled))
-            assigned = {name: b for name, b in output.buffers.items() if b is not trees[2][name]}
+                output = self.step(params, frozen, buffers, optree.tree_unflatten(structure, filled))
+            assigned = {name: b for name, b in output.buffers.items() if b is not buffers[name]}
             layout.append(Layout(list(output.gradients), list(assigned), len(output.sums), output.size, self.step.training))
             return [output.loss, *output.gradients.values(), *assigned.values(), *(a for pair in output.sums for a in pair)]
 
@@ -246,15 +251,19 @@ class Runner:
         self._refuse_hidden(attributes, python, global_states(), constants)
         return written_out(graph_module, layout[0])
 
-    def _refuse_hidden(self, attributes: Attributes, before: GlobalStates, after: GlobalStates, constants: Sequence[Any] = ()) -> None:
+    def _refuse_hidden(
+        self, attributes: Attributes, before: GlobalStates, after: GlobalStates, constants: Sequence[Any] = ()
+    ) -> None:
         if before.python != after.python:
             raise _CannotCaptureError("forward draws from Python's `random`")
         if any(not np.array_equal(a, b) for a, b in zip(before.numpy[1:], after.numpy[1:], strict=True)):
             raise _CannotCaptureError("forward draws from numpy's generator")
         if name := attributes.moved(constants):
-            raise _CannotCaptureError(f"forward changes {name}, which belongs to no state: a resumed run lacks it; make it a buffer")
+            raise _CannotCaptureError(
+                f"forward changes {name}, which belongs to no state: a resumed run lacks it; make it a buffer"
+            )
 
-    def _copies(self, trees: tuple[Tensors, Tensors, Tensors], batch: Any) -> tuple[Any, Any]:
+    def _copies(self, trees: Trees, batch: Any) -> tuple[Trees, Any]:
         params, frozen, buffers = trees
         written = self.step.written or ()
         copied = (
@@ -264,7 +273,9 @@ class Runner:
         )
         return copied, optree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, batch, none_is_leaf=True)
 
-    def _must_equal(self, replay: Replay, inputs: tuple[Any, Any], seed: int, expected: tuple[StepOutput, Any, GlobalStates]) -> None:
+    def _must_equal(
+        self, replay: Replay, inputs: tuple[Trees, Any], seed: int, expected: tuple[StepOutput, Any, GlobalStates]
+    ) -> None:
         trees, batch = self._copies(*inputs)
         for manual_seed in self._seeders:
             manual_seed(seed)
@@ -272,7 +283,9 @@ class Runner:
         if leaf := _first_difference(expected[0], actual, expected[1], trees):
             raise _CannotCaptureError(f"a replay gave other bits in {leaf}")
         generators = global_states()
-        if not all(map(torch.equal, [expected[2].torch_cpu, *expected[2].torch_cuda], [generators.torch_cpu, *generators.torch_cuda])):
+        if not all(
+            map(torch.equal, [expected[2].torch_cpu, *expected[2].torch_cuda], [generators.torch_cpu, *generators.torch_cuda])
+        ):
             raise _CannotCaptureError("a replay gave other bits in the state of torch's generator")
 
     def _mismatch(self, reason: str) -> CaptureMismatchError:
@@ -378,6 +391,8 @@ def _why(error: BaseException) -> str:
             return str(link)
     text = " ".join(map(str, chain))
     if "trying to get value out of" in text:
-        return "forward, loss or a metric takes a value out of a tensor: .item(), float(), a branch or a shape that depends on data"
+        return (
+            "forward, loss or a metric takes a value out of a tensor: .item(), float(), a branch or a shape that depends on data"
+        )
     first = str(chain[-1]).strip().splitlines()
     return f"tracing it raised {type(chain[-1]).__name__}: {first[0] if first else ''}".rstrip(": ")

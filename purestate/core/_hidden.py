@@ -62,7 +62,12 @@ class Attributes:
                 return f"the tensor attribute {path!r}"
             now = tensors.get(path)
             exchanged = now is None or now[0] is not tensor
-            if exchanged and tensor.layout is torch.strided and not tensor.is_meta and tensor.untyped_storage().data_ptr() in constants:
+            if (
+                exchanged
+                and tensor.layout is torch.strided
+                and not tensor.is_meta
+                and tensor.untyped_storage().data_ptr() in constants
+            ):
                 return f"the tensor attribute {path!r}"
         return None
 

@@ -19,7 +19,7 @@ from purestate.errors import LossError, SetupError, UnsupportedError
 
 __all__ = ["Objective", "describe", "inputs_of", "make_objective", "tensors_in"]
 
-_FROM_LOSS = (RuntimeError, ValueError, TypeError, IndexError)
+_FROM_LOSS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 class Objective:
@@ -92,7 +92,9 @@ class Objective:
         if not isinstance(loss, Tensor):
             raise LossError(
                 f"{self.name} returned a {type(loss).__name__}, expected a tensor with one element.",
-                cause="A number taken out of a tensor with .item() or float() has no gradient." if isinstance(loss, (int, float)) else None,
+                cause="A number taken out of a tensor with .item() or float() has no gradient."
+                if isinstance(loss, (int, float))
+                else None,
             )
         if loss.numel() != 1:
             raise LossError(
@@ -136,13 +138,18 @@ def make_objective(
     """
     if (loss is None) == (loss_fn is None):
         raise SetupError(
-            "setup takes loss_cls or loss_fn, one of them.", fix="loss_cls=torch.nn.CrossEntropyLoss, for example.", argument="loss_cls"
+            "setup takes loss_cls or loss_fn, one of them.",
+            fix="loss_cls=torch.nn.CrossEntropyLoss, for example.",
+            argument="loss_cls",
         )
     if isinstance(loss, type):
         try:
             loss = loss(**(loss_args or {}))
         except TypeError as error:
-            raise SetupError(f"loss_cls={loss.__name__} cannot be made of loss_args={dict(loss_args or {})!r}: {error}", argument="loss_args") from error
+            raise SetupError(
+                f"loss_cls={loss.__name__} cannot be made of loss_args={dict(loss_args or {})!r}: {error}",
+                argument="loss_args",
+            ) from error
     elif loss_args:
         raise SetupError(f"loss_args are for a class, and loss_cls={_name(loss)} is none.", argument="loss_args")
     if isinstance(loss, nn.Module):
@@ -150,11 +157,14 @@ def make_objective(
             raise UnsupportedError(
                 f"the loss {_name(loss)} has trainable parameters {trainable!r}, which are in no module that is trained.",
                 cause="A state holds the parameters of one module.",
-                fix="Make the loss a submodule of the model and use setup(loss_fn=lambda module, batch: module.loss(module(batch[0]), batch[1])).",
+                fix="Make the loss a submodule of the model, and tell setup how it is computed: "
+                "setup(loss_fn=lambda module, batch: module.loss(module(batch[0]), batch[1])).",
             )
         loss = copy.deepcopy(loss)
     if not callable(loss if loss is not None else loss_fn):
-        raise SetupError(f"the loss must be a class or callable, got {loss if loss is not None else loss_fn!r}.", argument="loss_cls")
+        raise SetupError(
+            f"the loss must be a class or callable, got {loss if loss is not None else loss_fn!r}.", argument="loss_cls"
+        )
     return Objective(loss, loss_fn, autocast)
 
 
@@ -175,7 +185,7 @@ def _split(batch: Any) -> tuple[tuple[Any, ...], Any]:
         return tuple(batch[:-1]), batch[-1]
     if isinstance(batch, Mapping):
         raise LossError(
-            f"a batch is a {type(batch).__name__} with keys {list(batch)[:6]!r}, from which loss_cls cannot tell inputs and target.",
+            f"a batch is {describe(batch)}, from which loss_cls cannot tell inputs and target.",
             fix="Say it yourself: setup(loss_fn=lambda module, batch: module(**batch).loss).",
         )
     raise LossError(

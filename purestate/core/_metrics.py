@@ -41,7 +41,9 @@ class Metric:
     def __post_init__(self) -> None:
         """Refuse names that histories use for something else."""
         if not self.name or self.name in RESERVED:
-            raise MetricError(f"a metric cannot be called {self.name!r}; {', '.join(sorted(RESERVED))} are taken.", metric=self.name)
+            raise MetricError(
+                f"a metric cannot be called {self.name!r}; {', '.join(sorted(RESERVED))} are taken.", metric=self.name
+            )
 
     def __call__(self, y_pred: Any, y_true: Any) -> Any:
         """Return what ``fn`` returns."""
@@ -57,7 +59,9 @@ class Metric:
         if not isinstance(value, tuple):
             return self._scalar(value, "a sum over the batch"), None
         if len(value) != 2:
-            raise MetricError(f"metric {self.name!r} returned {len(value)} values, expected a sum or (sum, count).", metric=self.name)
+            raise MetricError(
+                f"metric {self.name!r} returned {len(value)} values, expected a sum or (sum, count).", metric=self.name
+            )
         return self._scalar(value[0], "a sum"), self._scalar(value[1], "a count")
 
     def _scalar(self, value: Any, what: str) -> Amount:
@@ -140,7 +144,9 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> tuple[M
         if not isinstance(item, Metric):
             item = _from_function(item)
         if item.name in found:
-            raise MetricError(f"two metrics are called {item.name!r}.", fix="Name one of them with @metric('another name').", metric=item.name)
+            raise MetricError(
+                f"two metrics are called {item.name!r}.", fix="Name one of them with @metric('another name').", metric=item.name
+            )
         found[item.name] = item
     return tuple(found.values())
 
@@ -221,5 +227,7 @@ def _from_function(fn: Any) -> Metric:
     if name is None or not callable(fn):
         raise MetricError(f"{fn!r} is not a metric.", fix="Give a function (y_pred, y_true) that returns a sum over the batch.")
     if not name.isidentifier():
-        raise MetricError(f"a metric needs a name, and {fn!r} has none.", fix="Name it: metric('my_metric')(lambda y_pred, y_true: ...).")
+        raise MetricError(
+            f"a metric needs a name, and {fn!r} has none.", fix="Name it: metric('my_metric')(lambda y_pred, y_true: ...)."
+        )
     return Metric(name.removeprefix("metric_"), True, fn)

@@ -1,7 +1,7 @@
 """A torch module taken apart: its tensors here, what is left as a template there, and put together again.
 
-A template is a deep copy of the module whose parameters and buffers are on the meta device, so it holds no weights and a
-use of weights that were not lent to it fails at once. `Slots` lends tensors to a copy of a template for the length of a
+A template is a deep copy of the module whose parameters and buffers are on the meta device, so it holds no weights, and the
+steps can tell one that was not lent (see `_step`). `Slots` lends tensors to a copy of a template for the length of a
 call, which is what `torch.func.functional_call` does, with the names looked up once instead of at every call. Nothing
 here computes anything, and no caller's module is modified, `put_together` apart, whose purpose it is.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from purestate.core._hash import dtype_name
 from purestate.errors import TreeMismatchError, UnsupportedError
@@ -22,6 +23,7 @@ from purestate.errors import TreeMismatchError, UnsupportedError
 __all__ = ["Slots", "fresh_copy", "put_together", "state_dict_names", "take_apart", "written_in_forward"]
 
 Tensors = dict[str, Tensor]
+_WITHOUT_SHAPE = (UninitializedBuffer, UninitializedParameter)
 
 
 def take_apart(module: nn.Module) -> tuple[nn.Module, Tensors, Tensors, Tensors]:
@@ -71,7 +73,9 @@ def fresh_copy(template: nn.Module) -> nn.Module:
     return copy.deepcopy(template)
 
 
-def put_together(module: nn.Module, params: Mapping[str, Tensor], frozen: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
+def put_together(
+    module: nn.Module, params: Mapping[str, Tensor], frozen: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> nn.Module:
     """Fill a module with tensors, in place.
 
     Values, strides and ``requires_grad`` are set; devices stay, except that a module on the meta device (a template's
@@ -108,7 +112,7 @@ def put_together(module: nn.Module, params: Mapping[str, Tensor], frozen: Mappin
                 replacement: Tensor = _clone(source)
                 if isinstance(target, nn.Parameter):
                     replacement = nn.Parameter(replacement, requires_grad=False)
-                    replacement.__dict__.update(target.__dict__)
+                    vars(replacement).update(vars(target))
                 for owner, attribute in names[id(target)]:
                     setattr(owner, attribute, replacement)
                 target = replacement
@@ -163,7 +167,12 @@ class Slots:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._places: list[tuple[dict[str, Tensor | None], str, Tensor, str]] = []
-        self._empty = [(f"{path}.{key}".lstrip("."), m, key) for path, m in module.named_modules() for key, b in m._buffers.items() if b is None]
+        self._empty = [
+            (f"{path}.{key}".lstrip("."), m, key)
+            for path, m in module.named_modules()
+            for key, b in m._buffers.items()
+            if b is None
+        ]
         self._buffers: list[tuple[str, dict[str, Tensor | None], str]] = []
         first: dict[int, str] = {id(b): name for name, b in module.named_buffers()}
         first |= {id(p): name for name, p in module.named_parameters()}
@@ -225,8 +234,10 @@ def _refuse(module: nn.Module) -> None:
                 fix="Use the Python module that was scripted or traced.",
             )
         if isinstance(sub, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise UnsupportedError(f"{where} is a {type(sub).__name__}, which copies its own weights.", fix="Use the module inside it.")
-        if any(nn.parameter.is_lazy(t) for t in (*sub._parameters.values(), *sub._buffers.values())):
+            raise UnsupportedError(
+                f"{where} is a {type(sub).__name__}, which copies its own weights.", fix="Use the module inside it."
+            )
+        if any(isinstance(t, _WITHOUT_SHAPE) for t in (*sub._parameters.values(), *sub._buffers.values())):
             raise UnsupportedError(
                 f"{where} ({type(sub).__name__}) has parameters without a shape yet.",
                 cause="Lazy modules take their shapes from the first batch.",
@@ -243,7 +254,7 @@ def _weightless(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         bare = nn.Parameter(bare, requires_grad=tensor.requires_grad)
     # attributes that users hang on parameters, such as no_weight_decay, are what parameter groups are made from
-    bare.__dict__.update(tensor.__dict__)
+    vars(bare).update(vars(tensor))
     return bare
 
 
@@ -271,15 +282,20 @@ def _names_by_tensor(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]
 
 def _must_agree(what: str, has: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     if missing := [name for name in has if name not in given]:
-        raise TreeMismatchError(f"the module's {what} {_few(missing)} are not in the state.", path=missing[0], expected=list(has), actual=list(given))
+        raise TreeMismatchError(
+            f"the module's {what} {_few(missing)} are not in the state.", path=missing[0], expected=list(has), actual=list(given)
+        )
     if unknown := [name for name in given if name not in has]:
-        raise TreeMismatchError(f"the state's {what} {_few(unknown)} are not in the module.", path=unknown[0], expected=list(has), actual=list(given))
+        raise TreeMismatchError(
+            f"the state's {what} {_few(unknown)} are not in the module.", path=unknown[0], expected=list(has), actual=list(given)
+        )
     for name, tensor in has.items():
         expected = (dtype_name(tensor.dtype), tuple(tensor.shape))
         actual = (dtype_name(given[name].dtype), tuple(given[name].shape))
         if expected != actual:
             raise TreeMismatchError(
-                f"{what} {name!r}: the module has {expected[0]} of shape {expected[1]}, the state {actual[0]} of shape {actual[1]}.",
+                f"{what} {name!r}: the module has {expected[0]} of shape {expected[1]}, "
+                f"the state {actual[0]} of shape {actual[1]}.",
                 cause="The module was built with other sizes or in another precision than the one the state was made from.",
                 path=name,
                 expected=expected,

@@ -9,17 +9,19 @@ nothing is captured here (see `_capture`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from purestate.core._batch import batch_size
-from purestate.core._loss import Objective, describe, inputs_of
+from purestate.core._loss import Objective, describe, inputs_of, tensors_in
 from purestate.core._metrics import Amount, Metric
 from purestate.core._module import Slots, fresh_copy, written_in_forward
-from purestate.errors import ImpurityError, LossError, MetricError, PureStateError
+from purestate.errors import ImpurityError, LossError, MetricError, PureStateError, UnsupportedError
 
 __all__ = [
     "EvaluateStep",
@@ -85,12 +87,14 @@ class GradientStep:
             ImpurityError: Forward wrote a frozen parameter.
         """
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+        given = frozen
         if not self._checked:
             # once by content: what forward writes through `.data` moves no version
-            given, frozen = frozen, {name: t if name in (self.written or ()) else t.clone() for name, t in frozen.items()}
+            frozen = {name: t if name in (self.written or ()) else t.clone() for name, t in frozen.items()}
         versions = [t._version for t in frozen.values()]
         with torch.enable_grad(), self._slots.lent(leaves, frozen, buffers):
-            loss, outputs, target = self.objective(self.module, batch)
+            with nullcontext() if self._checked else _Registered():
+                loss, outputs, target = self.objective(self.module, batch)
             self._differentiate(loss, outputs, target)
             after = self._slots.read_buffers()
         moved = {name for (name, t), version in zip(frozen.items(), versions, strict=True) if t._version != version}
@@ -163,17 +167,21 @@ class EvaluateStep:
         for t in lent[0].values():
             t.requires_grad_()  # under no_grad, too, torch.matmul folds its operands or not by who requires a gradient
         versions = {name: t._version for tree in lent for name, t in tree.items()}
-        with torch.no_grad(), self._slots.lent(*lent):
+        with torch.no_grad(), self._slots.lent(*lent), _Registered() if written is None else nullcontext():
             answer = self._run(batch)
         moved = frozenset(name for tree in lent for name, t in tree.items() if t._version != versions[name])
         if written is None:
             # by content, not by version: what forward writes through `.data` moves no version
-            pairs = [(name, t, own[name]) for tree, own in zip(lent, (params, frozen, buffers), strict=True) for name, t in tree.items()]
+            pairs = [
+                (name, t, own[name])
+                for tree, own in zip(lent, (params, frozen, buffers), strict=True)
+                for name, t in tree.items()
+            ]
             self.written = moved | {name for name, t, own in pairs if not same_bits(t, own)}
         elif moved - written:
             raise ImpurityError(
                 f"forward in eval mode wrote {sorted(moved - written)!r} now and not at its first call.",
-                cause="An evaluation only reads: what forward writes is copied, and what that is must be clear from the first batch.",
+                cause="What forward writes is copied for each call, and what that is must be clear from the first batch.",
             )
         return answer
 
@@ -227,6 +235,20 @@ def make_evaluate_step(template: nn.Module, objective: Objective, metrics: Seque
 def make_predict_step(template: nn.Module, objective: Objective | None = None) -> PredictStep:
     """Make the pure prediction step of a module; of the objective only the precision counts."""
     return PredictStep(template, objective, ())
+
+
+class _Registered(TorchDispatchMode):
+    """Refuses weights that were not lent: a template's (some kernels read them as if they were there), or a closure's."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tensors_in(args):
+            if tensor.is_meta or (tensor.requires_grad and isinstance(tensor, nn.Parameter)):
+                raise UnsupportedError(
+                    f"forward or loss uses a {describe(tensor)} in {func} that is no registered parameter or buffer of the module.",
+                    cause="It is used from a plain list, dict or closure, where training does not reach it.",
+                    fix="Use it from where it is registered (self.name, nn.ModuleList), or freeze it: requires_grad_(False).",
+                )
+        return func(*args, **(kwargs or {}))
 
 
 def _measure(metrics: Sequence[Metric], outputs: Any, target: Any) -> tuple[tuple[Amount, Amount | None], ...]:

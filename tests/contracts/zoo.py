@@ -96,7 +96,9 @@ def conv(*layers: nn.Module) -> nn.Module:
 
 def encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(D, 2, 16, dropout=0.1, batch_first=True)
-    return Fn(lambda m, x: m.fc(m.encoder(x).mean(1)), encoder=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), fc=linear())
+    return Fn(
+        lambda m, x: m.fc(m.encoder(x).mean(1)), encoder=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), fc=linear()
+    )
 
 
 def tied() -> nn.Module:
@@ -246,7 +248,11 @@ ZOO = (
     Animal("mlp, in-place relu, dropout", mlp, vectors),
     Animal("convolution, batch norm", lambda: conv(nn.BatchNorm2d(4), nn.ReLU()), images),
     Animal("batch norm without momentum", lambda: conv(nn.BatchNorm2d(4, momentum=None)), images, why_not=_VALUE),
-    Animal("group norm, instance norm that tracks", lambda: conv(nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, track_running_stats=True)), images),
+    Animal(
+        "group norm, instance norm that tracks",
+        lambda: conv(nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, track_running_stats=True)),
+        images,
+    ),
     Animal("layer norm, rms norm", lambda: nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D), nn.RMSNorm(D), linear()), vectors),
     Animal("channels_last", lambda: conv(nn.ReLU()).to(memory_format=torch.channels_last), images),
     Animal("pooling, upsampling", lambda: conv(nn.MaxPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear")), images),
@@ -257,14 +263,23 @@ ZOO = (
     Animal("attention, dropout", fn(lambda m, x: sdpa(m, x, dropout_p=0.2), qkv=qkv, fc=linear), sequences),
     Animal(
         "multi-head attention, dropout",
-        fn(lambda m, x: m.fc(m.a(x, x, x)[0].mean(1)), a=lambda: nn.MultiheadAttention(D, 2, dropout=0.2, batch_first=True), fc=linear),
+        fn(
+            lambda m, x: m.fc(m.a(x, x, x)[0].mean(1)),
+            a=lambda: nn.MultiheadAttention(D, 2, dropout=0.2, batch_first=True),
+            fc=linear,
+        ),
         sequences,
     ),
     Animal("transformer encoder, dropout", encoder, sequences),
     Animal("lstm, dropout", rnn_of(nn.LSTM), sequences),
     Animal("gru, dropout", rnn_of(nn.GRU), sequences),
     Animal("rnn, dropout", rnn_of(nn.RNN), sequences),
-    Animal("lstm over a packed sequence", fn(packed, lstm=lambda: nn.LSTM(D, D, batch_first=True), fc=linear), sequences, why_not=_VALUE),
+    Animal(
+        "lstm over a packed sequence",
+        fn(packed, lstm=lambda: nn.LSTM(D, D, batch_first=True), fc=linear),
+        sequences,
+        why_not=_VALUE,
+    ),
     Animal("embedding, padding", embedding(padding_idx=0), words),
     Animal("embedding, sparse gradient", embedding(sparse=True), words),
     Animal("embedding with max_norm writes its weight", embedding(max_norm=1.0), words),
@@ -276,15 +291,26 @@ ZOO = (
     Animal("spectral norm, old hook", quiet(lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(D, D)), linear())), vectors),
     Animal("orthogonal", lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(D, D)), linear()), vectors),
     Animal("activation checkpoint", fn(lambda m, x: blocks(m, x, False), body=body, fc=linear), vectors, why_not="other bits"),
-    Animal("activation checkpoint, reentrant", fn(lambda m, x: blocks(m, x, True), body=body, fc=linear), vectors, why_not="other bits"),
+    Animal(
+        "activation checkpoint, reentrant",
+        fn(lambda m, x: blocks(m, x, True), body=body, fc=linear),
+        vectors,
+        why_not="other bits",
+    ),
     Animal("autocast to bfloat16 inside", fn(autocast, net=mlp), vectors),
     Animal("bfloat16", lambda: mlp().bfloat16(), lambda: (torch.randn(N, D).bfloat16(), labels())),
     Animal("float64", lambda: mlp().double(), lambda: (torch.randn(N, D).double(), labels())),
     Animal("autograd.Function, old style", fn(lambda m, x: m.fc(Cube.apply(m.body(x))), body=body, fc=linear), vectors),
-    Animal("autograd.Function, setup_context", fn(lambda m, x: m.fc(CubeContext.apply(m.body(x))), body=body, fc=linear), vectors),
+    Animal(
+        "autograd.Function, setup_context", fn(lambda m, x: m.fc(CubeContext.apply(m.body(x))), body=body, fc=linear), vectors
+    ),
     Animal("gradient penalty", lambda: nn.Sequential(nn.Linear(D, 16), nn.Tanh(), nn.Linear(16, C)), vectors, loss_fn=penalty),
     Animal("unused parameter", fn(lambda m, x: m.fc(x), fc=linear, spare=linear), vectors),
-    Animal("parameter without layer", fn(lambda m, x: m.fc(x * m.scale), fc=linear, scale=lambda: nn.Parameter(torch.ones(()))), vectors),
+    Animal(
+        "parameter without layer",
+        fn(lambda m, x: m.fc(x * m.scale), fc=linear, scale=lambda: nn.Parameter(torch.ones(()))),
+        vectors,
+    ),
     Animal("forward hook", hooked, vectors),
     Animal("buffer assigned", fn(running, fc=linear, run=lambda: torch.zeros(D)), vectors),
     Animal("table made at the first call", fn(caching, fc=linear), vectors),
