@@ -62,7 +62,7 @@ class ResumePoints:
             for key, *_, at in arrays:
                 copy_bytes(flat[key], memory, at)
 
-        job = self._writer.submit(Order(parent, what, [folder], size, fill, [parent], prune=parent))
+        job = self._writer.submit(Order(parent, what, [folder], size, fill, [parent], prune=parent, again=True))
         self._last[id] = number, job
         return job
 
@@ -78,6 +78,7 @@ class ResumePoints:
         if id in self._last:
             with contextlib.suppress(StoreWriteError):  # one that failed needs no clearing
                 self._last.pop(id)[1].result()
+        self._writer.trim()
         folder = self._layout.resume(id)
         if not folder.exists():
             return

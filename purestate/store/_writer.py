@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -101,6 +100,32 @@ class Order:
     """Folders whose entries change."""
     prune: Path | None = None
     """Folder of which only the two newest generations stay."""
+    again: bool = False
+    """Another of this size will come: its memory is kept until `Writer.trim`. Fresh memory is seven times slower to fill."""
+
+
+class _Memory:
+    """A file in memory that has no name, so that it cannot be left behind."""
+
+    def __init__(self) -> None:
+        self.fd = _scratch()
+        self._map: mmap.mmap | None = None
+
+    def of(self, size: int) -> mmap.mmap | bytes:
+        """Return at least ``size`` bytes. What was there is lost if it has to grow."""
+        if not size:
+            return b""
+        if self._map is None or len(self._map) < size:
+            if self._map is not None:
+                self._map.close()
+            os.ftruncate(self.fd, size)
+            self._map = mmap.mmap(self.fd, size)
+        return self._map
+
+    def close(self) -> None:
+        if self._map is not None:
+            self._map.close()
+        os.close(self.fd)
 
 
 class Job:
@@ -137,6 +162,7 @@ class Writer:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._process: list[_Process] = []
+        self._kept: list[_Memory] = []
         self._finalizer = weakref.finalize(self, _close, self._process, self._pid)
 
     def warm(self) -> None:
@@ -158,19 +184,25 @@ class Writer:
             Takes shared memory, which the kernel frees when neither process has it open.
         """
         try:
-            fd = _scratch()
-            try:
-                place = _pack(fd, order)
-                with self._own():
-                    running = self._running()
+            with self._own():
+                running = self._running()
+                memory = self._memory(order)
+                try:
+                    place = _pack(memory, order)
                     job = Job(self, order.path, order.what)
                     running.waiting.append(job)  # first: an interrupt in between must not leave an answer without its job
-                    send_fds(running.channel, [struct.pack("!QQ", *place)], [fd])
+                    send_fds(running.channel, [struct.pack("!QQ", *place)], [memory.fd])
                     return job
-            finally:
-                os.close(fd)
+                finally:
+                    if memory not in self._kept:
+                        memory.close()
         except OSError as error:
             raise write_error(order.path, order.what, f"{type(error).__name__}: {error}.", error.errno) from error
+
+    def trim(self) -> None:
+        """Free the memory that was kept for orders that come again."""
+        with self._own():
+            self._release()
 
     def poll(self, job: Job) -> bool:
         """Return whether a job is answered, without waiting."""
@@ -196,6 +228,7 @@ class Writer:
         """Wait for the jobs that were handed over, then end the process. A later job starts another."""
         with self._own():
             _close(self._process, self._pid)
+            self._release()
 
     def _own(self) -> threading.RLock:
         """Return the lock, after letting go of a process that belongs to the parent of a fork."""
@@ -204,8 +237,24 @@ class Writer:
             _abandon(self._process)
             self._finalizer.detach()
             self._process = []
+            self._release()  # it is shared with the parent, which goes on using it
             self._finalizer = weakref.finalize(self, _close, self._process, self._pid)
         return self._lock
+
+    def _memory(self, order: Order) -> _Memory:
+        """Return memory for an order: what was kept, if the process is not reading it."""
+        while self._kept and self._receive(0.0):
+            pass
+        if self._kept and not (self._process and self._process[0].waiting):
+            return self._kept[0]
+        memory = _Memory()
+        if order.again and not self._kept:
+            self._kept.append(memory)
+        return memory
+
+    def _release(self) -> None:
+        while self._kept:
+            self._kept.pop().close()
 
     def _running(self) -> _Process:
         if self._process and self._process[0].popen.poll() is not None:
@@ -253,17 +302,15 @@ def _receive(process: _Process, timeout: float | None) -> bool | None:
 
 
 def _scratch() -> int:
-    """Return a file in memory that has no name, so that it cannot be left behind."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("purestate")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-def _pack(fd: int, order: Order) -> tuple[int, int]:
-    """Write the arrays and the order itself into the file; return where the latter is."""
-    os.ftruncate(fd, order.size)
-    with mmap.mmap(fd, order.size) if order.size else contextlib.nullcontext(b"") as memory, memoryview(memory) as view:
+def _pack(memory: _Memory, order: Order) -> tuple[int, int]:
+    """Write the arrays and the order itself into memory; return where the latter is."""
+    with memoryview(memory.of(order.size)) as view:
         order.fill(view)
     text = json.dumps(  # after `fill`, which may still note in a folder what it learns while it copies
         {
@@ -274,7 +321,7 @@ def _pack(fd: int, order: Order) -> tuple[int, int]:
     ).encode("ascii")
     done = 0
     while done < len(text):
-        done += os.pwrite(fd, text[done:], order.size + done)
+        done += os.pwrite(memory.fd, text[done:], order.size + done)
     return order.size, len(text)
 
 

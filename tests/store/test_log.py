@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
+import purestate.store
 from purestate.errors import CorruptLogError, StoreLockedError, StoreWriteError, UnsupportedError
 from purestate.store._disk import DiskBackend
 from purestate.store._record import EMPTY_HEAD
@@ -208,10 +211,13 @@ os.waitpid(child, 0)
 
 
 def test_two_processes_append_one_chain(backend, started):
-    with started(APPEND + "print('done')", backend.path, 20, "x") as one, started(APPEND, backend.path, 20, "y") as two:
-        assert one.wait(60) == 0
-        assert two.wait(60) == 0
     log = backend.log("a")
+    with started("print(flush=True)" + APPEND, backend.path, 20, "x") as other:
+        for _ in range(20):
+            with log.lock(60):
+                log.append("train", {"by": "y"})
+        assert other.wait(60) == 0
+    log.refresh()
     assert len(log.records) == 40
     assert {record.body["by"] for record in log.records} == {"x", "y"}
 
@@ -222,3 +228,16 @@ def test_a_folder_that_is_a_file_is_an_error_with_a_way_out(tmp_path):
     log = DiskBackend(tmp_path / "store").log("a")
     with log.lock(), pytest.raises(StoreWriteError, match="There is a file where a folder should be"):
         log.append("train", {})
+
+
+def test_the_check_by_hand_in_the_readme_holds(backend):
+    log = filled(backend, 4)
+    readme = (Path(purestate.store.__file__).parent / "README.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code = code.replace('open("log.jsonl", "rb")', "lines")
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    scope = {"lines": lines}
+    exec(code, scope)
+    assert scope["before"] == log.head
+    with pytest.raises(AssertionError):
+        exec(code, {"lines": [lines[0], lines[1].replace(b'"i":1', b'"i":2'), *lines[2:]]})

@@ -95,6 +95,19 @@ def test_an_unfinished_one_is_no_generation(backend):
     assert loaded(backend) == 0
 
 
+def test_memory_is_used_again_and_not_while_it_is_read(backend):
+    trees = [{"params": {"w": torch.full((size,), float(size))}} for size in (10, 100_000, 1000, 200_000)]
+    handles = [backend.save_resume("a", {"n": i}, tree) for i, tree in enumerate(trees)]
+    for i, tree in enumerate(trees):
+        handles[i].result()
+        backend.save_resume("b", {"n": i}, tree).result()
+        assert torch.equal(backend.load_resume("b")[1]["params"]["w"], tree["params"]["w"])
+    assert torch.equal(backend.load_resume("a")[1]["params"]["w"], trees[-1]["params"]["w"])
+    assert len(backend._writer._kept) == 1
+    backend.clear_resume("a")
+    assert backend._writer._kept == []
+
+
 def test_cleared_ones_are_gone(backend):
     backend.clear_resume("a")
     save(backend, 0)

@@ -129,14 +129,16 @@ sys.stdin.readline()
         os.kill(child, signal.SIGKILL)
 
 
-def test_it_ends_with_a_parent_that_returns(run, tmp_store_path, wait_until):
-    writer = int(run(PUT + "put(1); print(pid())", tmp_store_path))
-    wait_until(lambda: not alive(writer))
-
-
-def test_a_background_job_is_finished_at_the_end_of_the_script(run, tmp_store_path):
-    run(PUT + "backend.save_resume('a', {'n': 5}, {'params': {'w': torch.ones(1000)}})", tmp_store_path)
+def test_the_end_of_a_script_waits_for_the_background_and_ends_it(run, tmp_store_path, wait_until):
+    code = """
+put(1)
+backend.save_resume("a", {"n": 5}, {"params": {"w": torch.ones(1000)}})
+print(pid(), [name for name in ("jax", "orbax", "tensorstore") if name in sys.modules])
+"""
+    writer, heavy = run(PUT + code, tmp_store_path).split(maxsplit=1)
+    wait_until(lambda: not alive(int(writer)))
     assert DiskBackend(tmp_store_path).load_resume("a")[0] == {"n": 5}
+    assert heavy == "[]\n"
 
 
 def test_a_fork_has_a_writer_of_its_own(run, tmp_store_path):
@@ -188,8 +190,3 @@ print(*os.listdir(sys.argv[1] + "/items"))
     assert "Cannot write 1 item at" in out
     assert "ulimit -f" in out
     assert "tmp-" not in out.splitlines()[-1]
-
-
-def test_the_main_process_never_loads_what_writes(run, tmp_store_path):
-    code = "put(1); print([name for name in ('jax', 'orbax', 'tensorstore') if name in sys.modules])"
-    assert run(PUT + code, tmp_store_path) == "[]\n"
