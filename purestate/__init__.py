@@ -13,18 +13,13 @@ Import it as ``ps``::
 
 from __future__ import annotations
 
-from purestate.core._diff import LeafDiff as LeafDiff
-from purestate.core._diff import diff as diff
-from purestate.core._edit import freeze as freeze
-from purestate.core._edit import set_lr as set_lr
-from purestate.core._edit import unfreeze as unfreeze
+from typing import TYPE_CHECKING, Any
+
 from purestate.core._key import Key as Key
 from purestate.core._metrics import Metric as Metric
 from purestate.core._metrics import metric as metric
 from purestate.core._metrics import metric_accuracy as metric_accuracy
 from purestate.core._metrics import metric_binaccuracy as metric_binaccuracy
-from purestate.core._pure import make_loss as make_loss
-from purestate.core._pure import make_step as make_step
 from purestate.core._state import State as State
 from purestate.core._state import init as init
 from purestate.core._state import state_hash as state_hash
@@ -32,6 +27,7 @@ from purestate.core._state import to_module as to_module
 from purestate.errors import PureStateError as PureStateError
 from purestate.errors import StaleRecordError as StaleRecordError
 from purestate.run import Checkpoint as Checkpoint
+from purestate.run import CheckpointInfo as CheckpointInfo
 from purestate.run import Curve as Curve
 from purestate.run import EpochView as EpochView
 from purestate.run import MemoryStore as MemoryStore
@@ -41,3 +37,37 @@ from purestate.run import Summary as Summary
 from purestate.run import plot_metrics as plot_metrics
 from purestate.run import setup as setup
 from purestate.run._environment import VERSION as __version__
+
+if TYPE_CHECKING:
+    from purestate.core._diff import LeafDiff as LeafDiff
+    from purestate.core._diff import diff as diff
+    from purestate.core._edit import freeze as freeze
+    from purestate.core._edit import set_lr as set_lr
+    from purestate.core._edit import unfreeze as unfreeze
+    from purestate.core._pure import make_loss as make_loss
+    from purestate.core._pure import make_step as make_step
+
+# What a re-run does not need is imported when it is first asked for.
+_LATER = {
+    "LeafDiff": "purestate.core._diff",
+    "diff": "purestate.core._diff",
+    "freeze": "purestate.core._edit",
+    "make_loss": "purestate.core._pure",
+    "make_step": "purestate.core._pure",
+    "set_lr": "purestate.core._edit",
+    "unfreeze": "purestate.core._edit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name]), name)
+    if name == "train":
+        raise AttributeError("purestate has no function train: ask a checkpoint, ps.Store(path).checkpoint(id).train(state, ...).")
+    raise AttributeError(f"module 'purestate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

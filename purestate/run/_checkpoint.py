@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from purestate.core import _ops as ops
 from purestate.core._metrics import Metric, as_metrics
 from purestate.core._plain import decode
 from purestate.core._state import State
@@ -28,6 +27,8 @@ from purestate.run._training import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from purestate.core._ops import Epoch
 
 __all__ = ["Checkpoint", "plot_metrics"]
 
@@ -300,7 +301,7 @@ class Checkpoint:
         patience: int,
         warmup: int,
         metrics: Sequence[MetricLike],
-        progress: Callable[[ops.Epoch], None],
+        progress: Callable[[Epoch], None],
     ) -> Training:
         _must_be_state(state, "train")
         require(state, "loss", "train")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from purestate.core._ops import Epoch
+if TYPE_CHECKING:
+    from purestate.core._ops import Epoch
 
 __all__ = ["Progress"]
 

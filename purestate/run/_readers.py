@@ -1,4 +1,7 @@
-"""The ops that only read: `evaluate`, `find_lr`, `predict`. Looked up by content, in any order, and never stale."""
+"""The ops that only read: `evaluate`, `find_lr`, `predict`. Looked up by content, in any order, and never stale.
+
+What computes is imported where something is computed: a re-run does without it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,11 @@ from typing import Any
 
 import torch
 
-from purestate.core import _ops as ops
 from purestate.core._hash import leaf_hash, tree_hash
 from purestate.core._metrics import Metric
 from purestate.core._plain import decode, encode, join, split
 from purestate.core._state import State
 from purestate.core._work import require
-from purestate.data._feed import feed
 from purestate.errors import SetupError, UnsupportedError
 from purestate.run._answers import Curve
 from purestate.run._ask import ask_reader
@@ -93,6 +94,9 @@ def ask_evaluate(state: State, loader: Any, metrics: Sequence[Metric]) -> Reader
     began = _begin(state, "loss", "evaluate")
 
     def compute() -> tuple[Any, dict[str, torch.Tensor]]:
+        from purestate.core import _ops as ops
+        from purestate.data._feed import feed
+
         return encode(ops.evaluate(state, feed(loader, device=state.device), metrics=metrics)), {}
 
     question = ask_reader("evaluate/1", state, loader, metrics=metrics)
@@ -110,6 +114,9 @@ def ask_find_lr(
     require(state, "optimizer", "find_lr")
 
     def compute() -> tuple[Any, dict[str, torch.Tensor]]:
+        from purestate.core import _ops as ops
+        from purestate.data._feed import feed
+
         found = ops.find_lr(state, feed(loader, device=state.device), min_rate=min_rate, max_rate=max_rate, epochs=epochs)
         return encode(list(found)), {}
 
@@ -123,6 +130,9 @@ def ask_predict(state: State, loader: Any) -> Reader:
     began = _begin(state, "template", "predict")
 
     def compute() -> tuple[Any, dict[str, torch.Tensor]]:
+        from purestate.core import _ops as ops
+        from purestate.data._feed import feed
+
         skeleton, leaves = split(_concatenate(ops.predict(state, feed(loader, device=state.device))), "the output")
         names = {path: path or "output" for path in leaves}
         return _renamed(skeleton, names), {names[path]: leaf.detach().cpu() for path, leaf in leaves.items()}

@@ -23,7 +23,6 @@ from purestate.run._ledger import Ledger
 from purestate.store._backend import Backend
 from purestate.store._disk import DiskBackend
 from purestate.store._memory import MemoryBackend, NullBackend
-from purestate.view import text_table
 
 __all__ = ["CheckpointInfo", "MemoryStore", "NullStore", "Store"]
 
@@ -83,6 +82,8 @@ class _Store:
 
     def table(self) -> str:
         """Return the checkpoints as a table for people."""
+        from purestate.view import text_table
+
         rows = [
             [
                 info.id,

@@ -1,0 +1,240 @@
+"""What a call of `train` does when the log has no answer: train, record every epoch, conclude.
+
+It folds over the epochs that core's generator gives. Nothing that decides lives in this object alone: the epochs are
+records, the best of them follows from the records (`_select`), and what a killed run had is in its resume point.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from purestate.core import _ops as ops
+from purestate.core._plain import encode
+from purestate.core._state import State
+from purestate.core._work import combine
+from purestate.data._feed import feed
+from purestate.errors import ReplayError
+from purestate.run._answers import EpochView
+from purestate.run._chain import Trajectory
+from purestate.run._environment import environment
+from purestate.run._resume import ResumePoints
+from purestate.run._select import Choice, Selection
+from purestate.run._snapshot import Items, snapshot
+from purestate.run._stale import accepted, check_appendable
+from purestate.run._training import Training
+
+__all__ = ["Computation"]
+
+
+class Computation:
+    """The computing half of a call.
+
+    Args:
+        call: What was asked. Its ``result``, ``states`` and ``computed`` are set.
+    """
+
+    def __init__(self, call: Training) -> None:
+        self._call, self._ledger = call, call.ledger
+        self._live: ops.Epoch | None = None
+
+    def run(self) -> Iterator[EpochView]:
+        """Yield the epochs of the call and conclude it, under the checkpoint's lock."""
+        call = self._call
+        with self._ledger.writing() as chain:
+            if (yield from call.hit(chain)):  # made while we waited for the lock
+                return
+            train = chain.find(call.question.digest) or accepted(self._ledger, call.question, call.state)
+            if train is None:
+                check_appendable(self._ledger, call.question, call.state)
+                train = self._begin()
+            elif (yield from call.hit(chain)):  # accepted just now
+                return
+            points = ResumePoints(self._ledger, train, call.state.recipe, call.state.device)
+            try:
+                choice = call.choose(train)
+                if choice.complete:
+                    yield from call.recorded(train, choice.last)
+                else:
+                    choice = yield from self._extend(train, points)
+                self._conclude(train, choice, call.selection)
+                points.clear()
+            except GeneratorExit:
+                self._conclude_early(train, points)
+                raise
+            finally:
+                points.close()
+
+    def replay(self, train: Trajectory, n: int) -> None:
+        """Put the state after epoch ``n`` into the call's ``states``: that of now, the input, or recomputed and checked.
+
+        Raises:
+            ReplayError: It is not what was recorded.
+        """
+        call = self._call
+        if n == 0:
+            call.states[0] = call.state.replace(key=ops.advanced(call.state.key, 0), origin=call.state.origin)
+            return
+        for epoch, _ in self._epochs(train, self._nearest(train, n)):
+            self._must_be_recorded(train, epoch)
+            call.computed += epoch.n > 0
+            if epoch.n == n:
+                call.states[n] = epoch.state.own()
+                return
+
+    def _begin(self) -> Trajectory:
+        state = self._call.state
+        record = self._ledger.append(
+            "train",
+            {
+                "question": self._call.question.json(),
+                "input": state.hash,
+                "base": state.origin.base or state.hash,
+                "acts": list(state.origin.acts),
+                "parent": state.origin.parent,
+                "environment": environment(state.device),
+            },
+        )
+        return next(train for train in self._ledger.chain.trains if train.start.seq == record.seq)
+
+    def _extend(self, train: Trajectory, points: ResumePoints) -> Iterator[EpochView]:
+        """Train from the furthest state that is kept until the selection is complete. Returns the choice."""
+        call = self._call
+        self._ledger.backend.warm()
+        call.states |= points.load()
+        start = self._nearest(train, len(train.history()) - 1)
+        yield from call.recorded(train, start)
+        choice = call.choose(train)
+        for epoch, seconds in self._epochs(train, start):
+            self._live = epoch
+            new = self._record(train, epoch, seconds)
+            choice = call.choose(train)
+            if choice.best == epoch.n:
+                call.states = {epoch.n: epoch.state.own()}
+            points.offer(epoch, choice.best, call.states.get(epoch.n if choice.best is None else choice.best))
+            call.progress(epoch)
+            yield EpochView(
+                epoch.n, epoch.epoch, epoch.metrics, epoch.lr, seconds, not new, lambda n=epoch.n: self._state_while_live(train, n)
+            )
+            if choice.complete and epoch.n >= choice.last:
+                break
+        if self._live is not None:
+            call.states.setdefault(self._live.n, self._live.state)
+        self._live = None
+        return choice
+
+    def _state_while_live(self, train: Trajectory, n: int) -> State:
+        if self._live is not None and self._live.n == n:
+            self._call.states.setdefault(n, self._live.state.own())
+        return self._call.state_at(train, n)
+
+    def _epochs(self, train: Trajectory, start: int) -> Iterator[tuple[ops.Epoch, float]]:
+        """Yield epochs from core after ``start``, with the seconds that each took."""
+        call = self._call
+        notices: list[str] = []
+        device = call.state.device
+        feeds = [None if loader is None else feed(loader, device=device) for loader in call.loaders]
+        assert feeds[0] is not None
+        epochs = ops.train(
+            call.state if start == 0 else call.state_at(train, start),
+            feeds[0],
+            feeds[1],
+            metrics=call.metrics,
+            warmup=call.warmup,
+            watch=call.selection.watch,
+            key=call.state.key,
+            done=start,
+            notices=notices,
+        )
+        try:
+            while True:
+                began = time.perf_counter()
+                epoch = next(epochs)
+                seconds = time.perf_counter() - began
+                while notices:
+                    call.notify(notices.pop(0))
+                yield epoch, seconds
+        finally:
+            epochs.close()
+            for used in feeds:
+                if used is not None:
+                    used.close()
+
+    def _record(self, train: Trajectory, epoch: ops.Epoch, seconds: float) -> bool:
+        """Record an epoch, or hold it against its record. Returns whether it is new."""
+        if epoch.n in train.epochs:
+            self._must_be_recorded(train, epoch)
+            return False
+        self._call.computed += epoch.n > 0
+        body = {
+            "of": train.start.seq,
+            "n": epoch.n,
+            "epoch": epoch.epoch,
+            "metrics": encode(epoch.metrics),
+            "lr": epoch.lr,
+            "seconds": seconds,
+            "hash": epoch.state.hash,
+        }
+        self._ledger.append("epoch", body)
+        return True
+
+    def _must_be_recorded(self, train: Trajectory, epoch: ops.Epoch) -> None:
+        if epoch.n not in train.epochs or (recorded := train.epochs[epoch.n].body["hash"]) == epoch.state.hash:
+            return
+        where = f"checkpoint {self._ledger.id!r}, train {self._ledger.chain.index(train)}"
+        raise ReplayError(
+            f"{where}: epoch {epoch.n} was recorded as {recorded[:11]}, and computing it again gave {epoch.state.hash[:11]}.",
+            cause="The environment differs (torch, threads, device), or something in the step is not deterministic.",
+            fix="Go on under another checkpoint id, or void the op with ck.reset().",
+            expected=recorded,
+            actual=epoch.state.hash,
+        )
+
+    def _nearest(self, train: Trajectory, n: int) -> int:
+        """The greatest epoch up to ``n`` whose state is at hand; 0 is the input."""
+        return max((m for m in (*self._call.states, *train.kept()) if m <= n), default=0)
+
+    def _conclude_early(self, train: Trajectory, points: ResumePoints) -> None:
+        """The caller left the loop: the epoch that it has reached becomes the last."""
+        if self._live is None or self._live.n == 0:
+            return
+        asked, n = self._call.selection, self._live.n
+        self._call.states.setdefault(n, self._live.state.own())
+        selection = Selection(n, asked.watch, asked.load_best, asked.patience)
+        self._conclude(train, self._call.choose(train, selection), selection)
+        points.clear()
+
+    def _conclude(self, train: Trajectory, choice: Choice, selection: Selection) -> None:
+        """Make the answer durable: items first, then the record.
+
+        Effects:
+            Items in the store and a ``done`` record.
+        """
+        call = self._call
+        last = call.state_at(train, choice.last)
+        best = last if choice.best in (None, choice.last) else call.state_at(train, choice.best)
+        returned = choice.returned(selection)
+        out = last if returned == choice.last else combine(best, last)
+        items: Items = {}
+        body: dict[str, Any] = {
+            "of": train.start.seq,
+            "selection": selection.json(),
+            "last": choice.last,
+            "best": choice.best,
+            "returned": returned,
+            "out": _keep(out, items),
+            "kept": {str(choice.last): _keep(last, items)} | ({} if choice.best is None else {str(choice.best): _keep(best, items)}),
+        }
+        if not train.done and call.state.origin.parent is None:
+            body["input"] = _keep(call.state, items)
+        self._ledger.put(items)
+        record = self._ledger.append("done", body)
+        call.selection = selection
+        call.answer(train, record, out)
+
+
+def _keep(state: State, items: Items) -> dict[str, Any]:
+    json, more = snapshot(state)
+    items |= more
+    return json
