@@ -244,7 +244,7 @@ class _Registered(TorchDispatchMode):
         for tensor in tensors_in(args):
             if tensor.is_meta or (tensor.requires_grad and isinstance(tensor, nn.Parameter)):
                 raise UnsupportedError(
-                    f"forward or loss uses a {describe(tensor)} in {func} that is no registered parameter or buffer of the module.",
+                    f"forward or loss uses a {describe(tensor)} in {func} that the module has not registered.",
                     cause="It is used from a plain list, dict or closure, where training does not reach it.",
                     fix="Use it from where it is registered (self.name, nn.ModuleList), or freeze it: requires_grad_(False).",
                 )
