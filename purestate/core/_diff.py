@@ -81,6 +81,8 @@ def _diff_leaf(path: str, a: torch.Tensor, b: torch.Tensor) -> LeafDiff:
     wide = torch.complex128 if a.is_complex() else torch.float64
     difference = (a.detach().cpu().to(wide) - b.detach().cpu().to(wide)).abs()
     # elements with equal values may have other bits (-0.0, payloads of nan), which the hash saw
-    same = a.detach().cpu().contiguous().reshape(-1).view(torch.uint8) == b.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    same = a.detach().cpu().contiguous().reshape(-1).view(torch.uint8) == b.detach().cpu().contiguous().reshape(-1).view(
+        torch.uint8
+    )
     changed = int((~same.reshape(-1, a.element_size()).all(1)).sum())
     return LeafDiff(path, *specs, changed, float(difference.nan_to_num(nan=float("inf")).max()))

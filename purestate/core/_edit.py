@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-
 from purestate.core._optim import replace_learning_rates, stored_learning_rates
 from purestate.core._state import State
 from purestate.core._tree import Leaves
@@ -75,7 +74,9 @@ def _move(state: State, source: str, target: str, patterns: tuple[str, ...], act
     chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise StateError(f"{act}: {pattern!r} matches no leaf of {source}; there is {', '.join(names[:8]) or 'none'}.", path=pattern)
+            raise StateError(
+                f"{act}: {pattern!r} matches no leaf of {source}; there is {', '.join(names[:8]) or 'none'}.", path=pattern
+            )
     template = copy.deepcopy(recipe.template)
     every = {**state.params, **state.frozen}
     for name, parameter in template.named_parameters():

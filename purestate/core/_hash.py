@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from purestate.errors import UnsupportedError
+
 __all__ = ["canonical_json", "dtype_name", "leaf_bytes", "leaf_hash", "scalar_hash", "short", "tree_hash"]
 
 _LEAF, _SCALAR, _TREE = "purestate/leaf/1", "purestate/scalar/1", "purestate/tree/1"
@@ -38,9 +40,24 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def leaf_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the elements of a dense tensor in row-major order as bytes, without a copy where it is contiguous on CPU."""
+    """Return the elements of a dense tensor in row-major order as bytes, without a copy where it is contiguous on CPU.
+
+    Raises:
+        UnsupportedError: The tensor is sparse, nested, quantized or without elements (on the meta device).
+    """
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        raise UnsupportedError(
+            f"expected a dense tensor with elements, got {_kind(tensor)} one of dtype {dtype_name(tensor.dtype)}.",
+            cause="A state holds plain bits: what else such a tensor carries (indices, scales, a later value) would be lost.",
+            fix="Keep it dense, tensor.to_dense() or tensor.dequantize(), or give it as a factory argument.",
+        )
     flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    kinds = {"nested": tensor.is_nested, "quantized": tensor.is_quantized, "meta": tensor.is_meta}
+    return f"a {next((kind for kind, is_it in kinds.items() if is_it), str(tensor.layout).removeprefix('torch.'))}"
 
 
 def leaf_hash(tensor: torch.Tensor) -> str:
@@ -58,8 +75,8 @@ def leaf_hash(tensor: torch.Tensor) -> str:
         >>> leaf_hash(torch.zeros(2)) == leaf_hash(-torch.zeros(2))
         False
     """
-    header = f'["{_LEAF}","{dtype_name(tensor.dtype)}",{json.dumps(list(tensor.shape), separators=(",", ":"))}]\0'
     data = leaf_bytes(tensor)
+    header = f'["{_LEAF}","{dtype_name(tensor.dtype)}",{json.dumps(list(tensor.shape), separators=(",", ":"))}]\0'
     hasher = blake3(header.encode("ascii"), max_threads=blake3.AUTO if len(data) > _THREADED_ABOVE else 1)
     return hasher.update(data).hexdigest()
 

@@ -13,6 +13,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from purestate.errors import StateError
+
 __all__ = ["Key", "Tag"]
 
 _MASK = 0xFFFFFFFF
@@ -58,6 +60,15 @@ class Key:
     hi: int
     lo: int
 
+    def __post_init__(self) -> None:
+        """Refuse what is no 32-bit word."""
+        if not (0 <= self.hi <= _MASK and 0 <= self.lo <= _MASK):
+            raise StateError(
+                f"a key is two integers from 0 to 2**32 - 1, got {self.hi!r} and {self.lo!r}.",
+                fix="Use Key.from_seed(seed).",
+                path="key",
+            )
+
     @classmethod
     def from_seed(cls, seed: int) -> Key:
         """Return the key of a seed: its two 32-bit halves, as ``jax.random.key`` under 64-bit integers does.
@@ -86,7 +97,7 @@ class Key:
 
     def seeds(self, start: int, stop: int) -> np.ndarray:
         """Return ``[self.fold_in(i).seed for i in range(start, stop)]`` as a uint64 array, 300 times faster."""
-        lo = np.arange(start, stop, dtype=np.uint32)
+        lo = np.arange(start, stop, dtype=np.uint64).astype(np.uint32)  # modulo 2**32, as `fold_in` takes it
         hi, lo = _threefry_array(self.hi, self.lo, np.zeros_like(lo), lo)
         return hi.astype(np.uint64) << np.uint64(32) | lo.astype(np.uint64)
 

@@ -102,7 +102,9 @@ def train(
     if done == 0 and val_feed is not None:
         with preserved_generators():
             values = loop.validate(0)
-        yield Epoch(0, state.counters.epoch, values, loop.work.rates(), state.replace(key=advanced(loop.key, 0), origin=state.origin))
+        yield Epoch(
+            0, state.counters.epoch, values, loop.work.rates(), state.replace(key=advanced(loop.key, 0), origin=state.origin)
+        )
     for n in itertools.count(done + 1):
         with preserved_generators():
             values, lr = loop.epoch(n)
@@ -169,7 +171,9 @@ class _Loop:
             return {}
         work = self.work
         self._evaluate.start_epoch(n)
-        values = _sweep(self._evaluate, work.params, work.frozen, work.buffers, self._val_feed, self.key.derive(Tag.VALIDATE, n), self.metrics)
+        values = _sweep(
+            self._evaluate, work.params, work.frozen, work.buffers, self._val_feed, self.key.derive(Tag.VALIDATE, n), self.metrics
+        )
         self._tell(self._evaluate)
         return {f"val_{name}": value for name, value in values.items()}
 
@@ -226,7 +230,9 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = ()) -> dic
     state.check()
     runner = Runner(make_evaluate_step(recipe.template, recipe.objective(), metrics))
     with preserved_generators():
-        return _sweep(runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics)
+        return _sweep(
+            runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics
+        )
 
 
 def _sweep(
@@ -290,9 +296,13 @@ def find_lr(
     require(state, "loss", "find_lr")
     recipe = require(state, "optimizer", "find_lr")
     if not 0 < min_rate < max_rate or epochs < 1:
-        raise SetupError(f"find_lr: expected 0 < min_rate < max_rate and epochs >= 1, got {min_rate!r}, {max_rate!r}, {epochs!r}.")
+        raise SetupError(
+            f"find_lr: expected 0 < min_rate < max_rate and epochs >= 1, got {min_rate!r}, {max_rate!r}, {epochs!r}."
+        )
     state.check()
-    work = Working(state.replace(recipe=recipe.replace(epoch_scheduler=None, step_scheduler=None), epoch_scheduler=None, step_scheduler=None))
+    work = Working(
+        state.replace(recipe=recipe.replace(epoch_scheduler=None, step_scheduler=None), epoch_scheduler=None, step_scheduler=None)
+    )
     runner = Runner(make_gradient_step(recipe.template, recipe.objective(), ()))
     key, steps = state.key.derive(Tag.FIND_LR), epochs * feed.batches
     rates = [min_rate * (max_rate / min_rate) ** (i / max(steps - 1, 1)) for i in range(steps)]

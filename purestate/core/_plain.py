@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from purestate.core._hash import dtype_name
+from purestate.core._hash import canonical_json, dtype_name
 from purestate.errors import UnsupportedError
 
 __all__ = ["decode", "encode", "join", "split"]
@@ -38,10 +38,12 @@ def split(value: Any, where: str = "") -> tuple[Json, dict[str, torch.Tensor]]:
         where: What the tree is called in an error.
 
     Returns:
-        ``(skeleton, leaves)``: JSON, and each tensor (not copied) by its path, such as ``'groups.0.lr'``.
+        ``(skeleton, leaves)``: JSON, and each tensor by its path, such as ``'groups.0.lr'``. No two places share a path: a
+        key that is neither an ASCII identifier nor an integer is written as JSON in brackets, as ``'["a.b"]'``. Tensors
+        are not copied; numpy arrays are, because nobody counts changes of theirs.
 
     Raises:
-        UnsupportedError: Something else is in the tree; the message names its path and type.
+        UnsupportedError: Something else is in the tree, or a tensor is a key or in a set; the message names its path.
 
     Example:
         >>> split({"milestones": Counter({30: 1}), "lr": torch.tensor(0.1)})[0]
@@ -50,6 +52,8 @@ def split(value: Any, where: str = "") -> tuple[Json, dict[str, torch.Tensor]]:
     leaves: dict[str, torch.Tensor] = {}
 
     def leaf(path: str, tensor: torch.Tensor, kind: str) -> Json:
+        while path in leaves:
+            path += "'"  # two keys that are nan differ, and their JSON does not
         leaves[path] = tensor
         return {"~": kind, "v": path}
 
@@ -58,11 +62,7 @@ def split(value: Any, where: str = "") -> tuple[Json, dict[str, torch.Tensor]]:
 
 def encode(value: Any, where: str = "") -> Json:
     """Return the JSON of a plain value without tensors. See `split`."""
-
-    def refuse(path: str, tensor: torch.Tensor, kind: str) -> Json:
-        raise UnsupportedError(f"{_place(where, path)} is a {kind} of shape {tuple(tensor.shape)} where a plain value is expected.")
-
-    return _encode(value, "", where, refuse)
+    return _encode(value, "", where, _refuser(where))
 
 
 def join(skeleton: Json, leaves: Mapping[str, torch.Tensor]) -> Any:
@@ -78,7 +78,7 @@ def join(skeleton: Json, leaves: Mapping[str, torch.Tensor]) -> Any:
     if kind == "tensor":
         return leaves[content]
     if kind == "ndarray":
-        return leaves[content].numpy().copy()
+        return leaves[content].detach().cpu().numpy().copy()
     if kind in _MAPPINGS:
         return _MAPPINGS[kind]({join(k, leaves): join(v, leaves) for k, v in content})
     if kind in _SEQUENCES:
@@ -101,11 +101,14 @@ def _encode(value: Any, path: str, where: str, leaf: Callable[[str, torch.Tensor
         return value if math.isfinite(value) else {"~": "float", "v": repr(value)}
     if isinstance(value, torch.Tensor):
         return leaf(path, value, "tensor")
-    if kind is np.ndarray and value.dtype != object:
-        return leaf(path, torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape), "ndarray")
+    if kind is np.ndarray and (tensor := _from_numpy(value)) is not None:
+        return leaf(path, tensor, "ndarray")
 
     def inner(item: Any, key: object) -> Json:
-        return _encode(item, f"{path}.{key}" if path else str(key), where, leaf)
+        return _encode(item, _below(path, key, where), where, leaf)
+
+    def hashed(item: Any, key: object) -> Json:
+        return _encode(item, _below(path, key, where), where, _refuser(where))
 
     if kind is list:
         return [inner(item, i) for i, item in enumerate(value)]
@@ -114,11 +117,11 @@ def _encode(value: Any, path: str, where: str, leaf: Callable[[str, torch.Tensor
     if kind is defaultdict:
         kind = dict  # what makes missing values is code; a component that needs it makes it again
     if kind in _MAPPINGS.values():
-        return {"~": kind.__name__, "v": [[inner(k, "key"), inner(v, k)] for k, v in value.items()]}
+        return {"~": kind.__name__, "v": [[hashed(k, k), inner(v, k)] for k, v in value.items()]}
     if kind is tuple:
         return {"~": "tuple", "v": [inner(item, i) for i, item in enumerate(value)]}
     if kind in (set, frozenset):
-        return {"~": kind.__name__, "v": sorted((inner(item, "item") for item in value), key=repr)}
+        return {"~": kind.__name__, "v": sorted((hashed(item, "item") for item in value), key=repr)}
     if kind is deque:
         return {"~": "deque", "v": [[inner(item, i) for i, item in enumerate(value)], value.maxlen]}
     for name, (cls, write) in _ENCODE.items():
@@ -131,12 +134,39 @@ def _encode(value: Any, path: str, where: str, leaf: Callable[[str, torch.Tensor
     )
 
 
+def _below(path: str, key: object, where: str) -> str:
+    """The path of an entry. List positions and integer keys look alike, and are never in one container."""
+    if type(key) is int or (type(key) is str and key.isascii() and key.isidentifier()):
+        segment = str(key)
+    else:
+        segment = f"[{canonical_json(encode(key, f'a key of {_place(where, path)}')).decode()}]"
+    return f"{path}.{segment}" if path else segment
+
+
+def _refuser(where: str) -> Callable[[str, torch.Tensor, str], Json]:
+    def refuse(path: str, tensor: torch.Tensor, kind: str) -> Json:
+        raise UnsupportedError(
+            f"{_place(where, path)} is {'an' if kind == 'ndarray' else 'a'} {kind} of shape {tuple(tensor.shape)} "
+            "where a plain value is expected."
+        )
+
+    return refuse
+
+
+def _from_numpy(array: np.ndarray) -> torch.Tensor | None:
+    """A copy as a tensor; None for what torch has no dtype for: objects, texts, times, foreign byte orders."""
+    try:
+        return torch.from_numpy(np.array(array, order="C"))
+    except (TypeError, ValueError):
+        return None
+
+
 def _place(where: str, path: str) -> str:
     return ".".join(part for part in (where, path) if part) or "the value"
 
 
 def _npscalar(text: list[str]) -> Any:
-    return np.frombuffer(base64.b64decode(text[1]), dtype=np.dtype(text[0]))[0]
+    return np.ndarray((), np.dtype(text[0]), base64.b64decode(text[1]))[()]
 
 
 _ENCODE: dict[str, tuple[type | tuple[type, ...], Callable[[Any], Json]]] = {

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import optree
@@ -22,7 +24,7 @@ from purestate.core._key import Key, Tag
 from purestate.core._recipe import Recipe
 from purestate.core._seeds import preserved_generators, seed_all
 from purestate.core._tree import LeafSpec, Leaves, check_same_names, spec_of
-from purestate.errors import FrozenStateError, StateError, UnsupportedError
+from purestate.errors import FrozenStateError, MutatedStateError, SetupError, StateError, UnsupportedError
 
 __all__ = ["COMPONENTS", "SUBTREES", "Counters", "Origin", "State", "component_digest", "init", "state_hash", "to_module"]
 
@@ -136,16 +138,30 @@ class State:
             fix=f"Make a new one: state = state.replace({name}=...).",
         )
 
-    __delattr__ = __setattr__  # type: ignore[assignment]  # the message is the same
+    def __delattr__(self, name: str) -> None:
+        raise FrozenStateError(f"state.{name} cannot be deleted: a state does not change.")
+
+    def __copy__(self) -> State:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        return self.own()
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedError(
+            "a state cannot be pickled.",
+            cause="A recipe holds functions and classes, which a pickle names and does not keep.",
+            fix="Keep it in a store, or its tensors alone: torch.save(state.state_dict(), path).",
+        )
 
     # ---------------------------------------------------------------- identity
 
     @property
-    def digests(self) -> dict[str, str]:
+    def digests(self) -> Mapping[str, str]:
         """The digest of each subtree, from which the hash is made. Computed once."""
         if self._digests is None:
             object.__setattr__(self, "_digests", self._hash_subtrees())
-        return self._digests
+        return MappingProxyType(self._digests)
 
     def _hash_subtrees(self) -> dict[str, str]:
         digests = {name: getattr(self, name).digest for name in SUBTREES}
@@ -186,10 +202,14 @@ class State:
 
         Raises:
             MutatedStateError: A leaf differs from what was hashed before; changes through ``.data`` or a numpy view,
-                which torch does not count, are found too if the leaf had been hashed.
+                which torch does not count, are found too if the leaf had been hashed. Likewise a plain value.
         """
         for leaves in self._leaves().values():
             leaves.verify()
+        actual = self._hash_subtrees()
+        for name, digest in self.digests.items():
+            if actual.get(name) != digest:
+                raise MutatedStateError(f"{name} was changed in place after the state was made.", path=name)
 
     # ---------------------------------------------------------------- new states
 
@@ -203,36 +223,47 @@ class State:
 
         Raises:
             TreeMismatchError: Names, shapes or dtypes of a subtree differ.
-            StateError: The state has no attribute of that name.
+            StateError: The state has no attribute of that name, or it cannot hold such a value.
+            UnsupportedError: ``extra`` holds something that is neither a plain value nor a tensor.
         """
-        fields = {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
-        for name, value in changes.items():
-            if name not in fields:
-                raise StateError(f"a state has no part {name!r}; it has {', '.join(sorted(fields))}.", path=name)
-            fields[name] = self._part(name, value)
-        if "origin" not in changes:
-            fields["origin"] = self._derived({"replace": sorted(changes)})
-        return State(**fields)
+        parts = {name: self._part(name, value) for name, value in changes.items()}
+        if "origin" not in parts:
+            parts["origin"] = self._derived({"replace": sorted(changes)})
+        return self._with(**parts)
+
+    def _with(self, **fields: Any) -> State:
+        return State(**{**{name: getattr(self, name) for name in _PARTS}, **fields})
 
     def _part(self, name: str, value: Any) -> Any:
-        if name in (*SUBTREES, "ema") and not isinstance(value, Leaves) and value is not None:
-            new = Leaves({key: tensor.detach() for key, tensor in value.items()}, name)
-            check_same_names(name, getattr(self, "params" if name == "ema" else name).spec, new.spec, "the replacement")
-            return new
+        if name not in _PARTS:
+            raise StateError(f"a state has no part {name!r}; it has {', '.join(sorted(_PARTS))}.", path=name)
         if name == "extra" and isinstance(value, Mapping):
-            return Component(*_plain.split(dict(value), "extra"))
-        return value
+            skeleton, tensors = _plain.split(dict(value), "extra")
+            return Component(skeleton, {path: tensor.detach() for path, tensor in tensors.items()})
+        if not isinstance(value, _PARTS[name]):
+            expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in _PARTS[name])
+            raise StateError(f"replace: expected {name} to be {expected}, got {type(value).__name__}.", path=name)
+        if name not in (*SUBTREES, "ema") or value is None or value is getattr(self, name):
+            return value
+        for key, tensor in value.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise StateError(
+                    f"replace: expected {name}[{key!r}] to be a tensor, got {type(tensor).__name__}.", path=f"{name}[{key!r}]"
+                )
+        new = value if isinstance(value, Leaves) else Leaves({key: tensor.detach() for key, tensor in value.items()}, name)
+        check_same_names(name, getattr(self, "params" if name == "ema" else name).spec, new.spec, "the replacement")
+        return new
 
     def _derived(self, act: Mapping[str, Any]) -> Origin:
         return Origin(self.origin.base or self.hash, (*self.origin.acts, act), self.origin.parent)
 
     def derived(self, act: Mapping[str, Any], **changes: Any) -> State:
-        """Return ``replace(**changes)`` that remembers what was done, for `setup` and its like."""
-        return self.replace(origin=self._derived(act), **changes)
+        """Return the state with other parts, taken as they are, that remembers what was done: for `setup` and its like."""
+        return self._with(origin=self._derived(act), **changes)
 
     def answered(self, parent: Mapping[str, Any]) -> State:
         """Return the same state as the answer that a record holds."""
-        state = self.replace(origin=Origin(parent=parent))
+        state = self._with(origin=Origin(parent=parent))
         object.__setattr__(state, "_hash", self._hash)
         object.__setattr__(state, "_digests", self._digests)
         return state
@@ -246,7 +277,7 @@ class State:
                 fields[name] = Component(component.skeleton, function(component.leaves))
         if self.ema is not None:
             fields["ema"] = function(self.ema)
-        return self.replace(origin=self.origin, **fields)
+        return self._with(**fields)
 
     def own(self) -> State:
         """Return a copy that shares no memory. What a `train` in progress lends must be owned to be kept."""
@@ -292,7 +323,7 @@ class State:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{text}</td></tr>" for name, text in self._rows())
+        rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{escape(text)}</td></tr>" for name, text in self._rows())
         return (
             f"<table><caption>State <code>{short(self.hash.removeprefix('b3:'))}</code>, epoch {self.counters.epoch}, "
             f"step {self.counters.step}</caption>{rows}</table>"
@@ -325,13 +356,16 @@ def init(module: nn.Module | Callable[[], nn.Module], *, seed: int = 0, device: 
 
     Raises:
         UnsupportedError: The module has uninitialised lazy parameters, or cannot be copied.
+        SetupError: The seed is no integer in that range.
 
     Example:
         >>> init(lambda: nn.Linear(2, 1), seed=0).params["weight"].shape
         torch.Size([1, 2])
     """
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise SetupError(f"init: expected a seed from -2**63 to 2**64 - 1, got {seed!r}.", argument="seed")
     key = Key.from_seed(seed)
-    if not isinstance(module, nn.Module):
+    if not isinstance(module, nn.Module) and callable(module):
         with preserved_generators():
             seed_all(key.derive(Tag.INIT).seed)
             module = module()
@@ -368,6 +402,11 @@ def to_module(state: State, module: nn.Module) -> nn.Module:
         >>> torch.equal(net.weight, state.params["weight"])
         True
     """
+    if not isinstance(module, nn.Module):
+        raise UnsupportedError(
+            f"to_module: expected a torch.nn.Module to fill, got {type(module).__name__}.",
+            fix="Build one: to_module(state, MyModule()).",
+        )
     return _module.put_together(module, dict(state.params), dict(state.frozen), dict(state.buffers))
 
 
@@ -390,8 +429,20 @@ def _summary(leaves: Leaves) -> str:
     return f"{len(leaves)} leaves, {elements:,} elements {' '.join(dtypes)}".rstrip()
 
 
+_PARTS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(SUBTREES, (Mapping,)),
+    **dict.fromkeys(COMPONENTS, (Component, type(None))),
+    "key": (Key,),
+    "counters": (Counters,),
+    "ema": (Mapping, type(None)),
+    "extra": (Component, type(None)),
+    "recipe": (Recipe, type(None)),
+    "origin": (Origin,),
+}
+
+
 class _Meta:
-    """What flattening leaves behind. Trees fit together when their recipes do, whatever their keys and counters are."""
+    """What flattening leaves behind. Trees fit together when they have the same parts, whatever keys and counters are."""
 
     __slots__ = ("state", "structure")
 
@@ -417,7 +468,7 @@ def _unflatten(meta: _Meta, children: Any) -> State:
         leaves = Leaves(tensors, name)
         old = getattr(meta.state, name)
         fields[name] = Component(old.skeleton, leaves) if isinstance(old, Component) else leaves
-    return meta.state.replace(**fields)
+    return meta.state.derived({"replace": sorted(fields)}, **fields)
 
 
 optree.register_pytree_node(

@@ -6,7 +6,8 @@ version counter at the time when it was made, so that a change in place is notic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -34,19 +35,31 @@ class LeafSpec(NamedTuple):
 
 
 def stride_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """Return the dimensions of a dense tensor from the largest stride to the smallest; None if row-major."""
-    if tensor.is_contiguous():
+    """Return the dimensions of a dense tensor from the largest stride to the smallest; None if row-major.
+
+    Strides of axes of length 1 count: a convolution with one input channel is computed in another way, with other bits,
+    where its weight is channels_last, though ``is_contiguous()`` holds for both layouts.
+    """
+    if not tensor.numel() or tensor.stride() == _row_major(tensor.shape):
         return None
-    return tuple(sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d)))
+    return tuple(sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), tensor.size(d) == 1, d)))
 
 
 def in_order(tensor: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:
     """Return the same elements laid out in ``order``; the tensor itself where it already is."""
     if order == stride_order(tensor):
         return tensor
-    order = order or tuple(range(tensor.dim()))
+    if order is None:
+        return tensor.clone(memory_format=torch.contiguous_format)
     inverse = [order.index(d) for d in range(tensor.dim())]
-    return tensor.permute(order).contiguous().permute(inverse)
+    return tensor.permute(order).clone(memory_format=torch.contiguous_format).permute(inverse)
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = [1] * len(shape)
+    for d in range(len(shape) - 2, -1, -1):
+        strides[d] = strides[d + 1] * max(shape[d + 1], 1)
+    return tuple(strides)
 
 
 def spec_of(tensor: torch.Tensor) -> LeafSpec:
@@ -69,14 +82,14 @@ class Leaves(Mapping[str, torch.Tensor]):
         >>> leaves.check()
         Traceback (most recent call last):
         purestate.errors.MutatedStateError: params['weight'] was changed in place after the state was made.
-        A state is a value: who holds it relies on its bits.
+        A state is a value: who holds it relies on its bits. What a train in progress lends is kept by epoch.state.own().
         Work on a copy, state.params['weight'].clone(), and put it back with state.replace(params={...}).
     """
 
-    __slots__ = ("_digest", "_hashes", "_load", "_tensors", "_versions", "where")
+    __slots__ = ("_digest", "_hashes", "_load", "_tensors", "_versions", "_where")
 
     def __init__(self, tensors: Mapping[str, torch.Tensor] | None = None, where: str = "") -> None:
-        self.where = where
+        self._where = where
         self._digest: str | None = None
         self._hashes: dict[str, str] | None = None
         self._load: Callable[[], Mapping[str, torch.Tensor]] | None = None
@@ -108,6 +121,11 @@ class Leaves(Mapping[str, torch.Tensor]):
         return self._tensors
 
     @property
+    def where(self) -> str:
+        """The subtree's name."""
+        return self._where
+
+    @property
     def loaded(self) -> bool:
         """Whether the tensors are in memory."""
         return self._load is None
@@ -117,7 +135,7 @@ class Leaves(Mapping[str, torch.Tensor]):
         """The digest of each leaf."""
         if self._hashes is None:
             self._hashes = {name: leaf_hash(tensor) for name, tensor in self._read().items()}
-        return self._hashes
+        return MappingProxyType(self._hashes)
 
     @property
     def digest(self) -> str:
@@ -154,7 +172,12 @@ class Leaves(Mapping[str, torch.Tensor]):
         Args:
             function: Gives a new tensor, or the same one.
             same_bits: The function only moves or copies, so what is known of the hash stays true.
+
+        Raises:
+            MutatedStateError: With ``same_bits``, and the bits are not those that were hashed.
         """
+        if same_bits:
+            self.check()
         new = Leaves({name: function(tensor) for name, tensor in self._read().items()}, self.where)
         if same_bits:
             new._digest, new._hashes = self._digest, self._hashes
@@ -174,10 +197,14 @@ class Leaves(Mapping[str, torch.Tensor]):
         return len(self._read())
 
     def __setitem__(self, name: str, value: Any) -> None:
+        where = self.where or "params"
         raise FrozenStateError(
-            f"{self.where}[{name!r}] cannot be assigned: a state does not change.",
-            fix=f"Make a new one: state.replace({self.where or 'params'}={{**state.{self.where or 'params'}, {name!r}: tensor}}).",
+            f"{where}[{name!r}] cannot be assigned: a state does not change.",
+            fix=f"Make a new one: state.replace({where}={{**state.{where}, {name!r}: tensor}}).",
         )
+
+    def __delitem__(self, name: str) -> None:
+        raise FrozenStateError(f"{self.where}[{name!r}] cannot be deleted: a state does not change.")
 
     def __repr__(self) -> str:
         if not self.loaded:
@@ -215,7 +242,7 @@ def _mutated(where: str, name: str | None) -> MutatedStateError:
     path = f"{where}[{name!r}]" if name is not None else where
     return MutatedStateError(
         f"{path} was changed in place after the state was made.",
-        cause="A state is a value: who holds it relies on its bits.",
+        cause="A state is a value: who holds it relies on its bits. What a train in progress lends is kept by epoch.state.own().",
         fix=f"Work on a copy, state.{path}.clone(), and put it back with state.replace({where}={{...}}).",
         path=path,
     )

@@ -41,7 +41,7 @@ class Working:
         self.buffers = {name: tensor.clone() for name, tensor in state.buffers.items()}
         self._parameters = {name: nn.Parameter(tensor) for name, tensor in self.params.items()}
         if not self._parameters:
-            raise UnsupportedError("train: the state has no trainable parameters.", fix="Unfreeze some: state.unfreeze('*').")
+            raise UnsupportedError("train: the state has no trainable parameters.", fix="Unfreeze some: ps.unfreeze(state, '*').")
         self._list = list(self._parameters.values())
         self.epoch, self.step = state.counters.epoch, state.counters.step
         factories = {name: getattr(recipe, name) for name in _SCHEDULERS}
@@ -108,7 +108,8 @@ class Working:
         for name, live in self._schedulers.items():
             if live.needs_metric:
                 raise SetupError(
-                    f"train: the {name} {type(live.scheduler).__qualname__} steps on a validation metric, and there is no val_dl.",
+                    f"train: the {name} {type(live.scheduler).__qualname__} steps on a validation metric, "
+                    "and there is no val_dl.",
                     fix="Give one: ck.train(state, train_dl, val_dl, ...).",
                     argument=name,
                 )
@@ -118,7 +119,8 @@ class Working:
         optimizer = export_optimizer(self.optimizer, self._parameters)
         fields: dict[str, Any] = dict.fromkeys(_SCHEDULERS)
         fields |= {name: export_scheduler(live) for name, live in self._schedulers.items()}
-        return self._state.replace(
+        return self._state.derived(
+            {"replace": ["params"]},
             params=Leaves(self.params, "params"),
             buffers=Leaves(self.buffers, "buffers"),
             optimizer=optimizer,
@@ -142,7 +144,9 @@ def require(state: State, part: str, op: str) -> Recipe:
         )
     if not (state.recipe.has_loss if part == "loss" else getattr(state.recipe, part) is not None):
         example = "loss_cls=torch.nn.CrossEntropyLoss" if part == "loss" else "optimizer_cls=torch.optim.Adam"
-        raise SetupError(f"{op}: the state has no {part}.", fix=f"Give it one: state = ps.setup(state, {example}).", argument=part)
+        raise SetupError(
+            f"{op}: the state has no {part}.", fix=f"Give it one: state = ps.setup(state, {example}).", argument=part
+        )
     return state.recipe
 
 
@@ -152,4 +156,5 @@ def combine(best: State, last: State) -> State:
     Learning rates and other hyperparameters live in the optimizer's groups, which are the last epoch's, by design: the next
     `train` goes on with the lower rate, from the better parameters.
     """
-    return last.replace(params=best.params, buffers=best.buffers, optimizer=last.optimizer and with_moments_of(last.optimizer, best.optimizer))
+    moments = last.optimizer and with_moments_of(last.optimizer, best.optimizer)
+    return last.derived({"replace": ["params"]}, params=best.params, buffers=best.buffers, optimizer=moments)
