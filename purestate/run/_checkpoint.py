@@ -335,7 +335,7 @@ class Checkpoint:
 
     def _number(self, op: int) -> int:
         trains = self._ledger.chain.trains
-        if not 0 <= op < len(trains):
+        if type(op) is not int or not 0 <= op < len(trains):
             raise StateError(f"checkpoint {self.id!r} has {len(trains)} trains, numbered from 0; there is no train {op!r}.")
         return op
 
