@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-from purestate.core._state import COMPONENTS, State
+from purestate.core._component import Component
+from purestate.core._hash import canonical_json, leaf_bytes
+from purestate.core._key import Key
+from purestate.core._state import Counters, State
 from purestate.core._tree import Leaves, spec_of
 
 __all__ = ["LeafDiff", "diff"]
 
+_NOTHING = object()
+
 
 @dataclass(frozen=True)
 class LeafDiff:
-    """A leaf, or a part without tensors, that differs.
+    """A leaf, a plain value or a whole part that differs.
 
     Args:
-        path: ``params['fc.weight']``, or the name of a part such as ``key``.
-        a: What it is in the first state: shape and dtype, or the digest of the part.
+        path: ``params['fc.weight']``, ``optimizer.param_groups[0]['lr']``, or the name of a part such as ``key``.
+        a: What it is in the first state: shape and dtype of a leaf, a value as JSON, or the digest of a part.
         b: What it is in the second.
-        changed: How many elements differ; None where they cannot be compared.
-        largest: The largest absolute difference; None likewise.
+        changed: How many elements have other bits; None where they cannot be compared.
+        largest: The largest absolute difference, inf where nan came or went; None likewise.
     """
 
     path: str
@@ -52,14 +60,15 @@ def diff(a: State, b: State) -> list[LeafDiff]:
             continue
         leaves = _leaves(a, name), _leaves(b, name)
         inside = _diff_leaves(name, *leaves) if None not in leaves else []  # type: ignore[arg-type]
+        inside += _diff_plain(a, b, name)
         found += inside or [LeafDiff(name, ours.get(name, "none"), theirs.get(name, "none"))]
     return found
 
 
 def _leaves(state: State, name: str) -> Leaves | None:
     part = getattr(state, name)
-    if name in (*COMPONENTS, "extra"):
-        part = part and part.leaves
+    if isinstance(part, Component):
+        part = part.leaves
     return part if isinstance(part, Leaves) else None
 
 
@@ -78,11 +87,45 @@ def _diff_leaf(path: str, a: torch.Tensor, b: torch.Tensor) -> LeafDiff:
     specs = str(spec_of(a)), str(spec_of(b))
     if a.shape != b.shape or a.dtype != b.dtype:
         return LeafDiff(path, *specs)
+    # bits decide: equal values may have others (-0.0), and a nan may be the same nan
+    ours, theirs = (np.frombuffer(leaf_bytes(tensor), np.uint8).reshape(-1, tensor.element_size()) for tensor in (a, b))
+    changed = torch.from_numpy((ours != theirs).any(1))
     wide = torch.complex128 if a.is_complex() else torch.float64
-    difference = (a.detach().cpu().to(wide) - b.detach().cpu().to(wide)).abs()
-    # elements with equal values may have other bits (-0.0, payloads of nan), which the hash saw
-    same = a.detach().cpu().contiguous().reshape(-1).view(torch.uint8) == b.detach().cpu().contiguous().reshape(-1).view(
-        torch.uint8
-    )
-    changed = int((~same.reshape(-1, a.element_size()).all(1)).sum())
-    return LeafDiff(path, *specs, changed, float(difference.nan_to_num(nan=float("inf")).max()))
+    x, y = (tensor.detach().cpu().to(wide).reshape(-1)[changed] for tensor in (a, b))
+    distance = torch.where(x == y, 0.0, (x - y).abs())
+    return LeafDiff(path, *specs, len(x), float(torch.where(distance.isnan(), torch.inf, distance).max()))
+
+
+def _diff_plain(state: State, other: State, name: str) -> Iterator[LeafDiff]:
+    """What differs between the plain values of a part."""
+    a, b = getattr(state, name), getattr(other, name)
+    if isinstance(a, Component) and isinstance(b, Component):
+        ours, theirs = _objects(name, a), _objects(name, b)
+        for path in dict.fromkeys([*ours, *theirs]):
+            yield from _diff_json(path, ours.get(path, _NOTHING), theirs.get(path, _NOTHING))
+    elif isinstance(a, (Key, Counters)):
+        yield LeafDiff(name, repr(a), repr(b))
+
+
+def _objects(name: str, component: Component) -> dict[str, Any]:
+    """The plain values of a component by the expression that reaches them: ``optimizer.param_groups``."""
+    if name == "extra":
+        return {"extra": component.skeleton}
+    found: dict[str, Any] = {f"{name}.{key}": value for key, value in component.skeleton.items() if key != "objects"}
+    for place, attributes in component.skeleton["objects"].items():
+        where = place.removeprefix("optimizer").removeprefix("scheduler")
+        found |= {f"{name}{where}.{attribute}": value for attribute, value in attributes.items()}
+    return found
+
+
+def _diff_json(path: str, a: Any, b: Any) -> Iterator[LeafDiff]:
+    if isinstance(a, dict) and isinstance(b, dict) and "~" not in a and "~" not in b:
+        for key in dict.fromkeys([*a, *b]):
+            yield from _diff_json(f"{path}[{key!r}]", a.get(key, _NOTHING), b.get(key, _NOTHING))
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from _diff_json(f"{path}[{i}]", x, y)
+    else:
+        texts = ["none" if value is _NOTHING else canonical_json(value).decode() for value in (a, b)]
+        if texts[0] != texts[1]:
+            yield LeafDiff(path, *texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -24,7 +25,8 @@ def set_lr(state: State, lr: float | Sequence[float]) -> State:
         lr: One for all parameter groups, or one for each.
 
     Raises:
-        SetupError: The optimizer was not built yet, or the number of rates differs from that of the groups.
+        SetupError: The optimizer was not built yet, the number of rates differs from that of the groups, or a rate is
+            negative, infinite or nan.
     """
     require(state, "optimizer", "set_lr")
     if state.optimizer is None:
@@ -34,9 +36,11 @@ def set_lr(state: State, lr: float | Sequence[float]) -> State:
             argument="lr",
         )
     groups = len(stored_learning_rates(state.optimizer))
-    rates = [float(lr)] * groups if isinstance(lr, (int, float)) else [float(rate) for rate in lr]
+    rates = [float(rate) for rate in lr] if isinstance(lr, (list, tuple)) else [float(lr)] * groups  # type: ignore[arg-type]
     if len(rates) != groups:
         raise SetupError(f"set_lr: expected {groups} rates, one for each parameter group, got {len(rates)}.", argument="lr")
+    if not all(0 <= rate < math.inf for rate in rates):
+        raise SetupError(f"set_lr: expected finite rates of at least 0, got {lr!r}.", argument="lr")
     return state.derived({"set_lr": rates}, optimizer=replace_learning_rates(state.optimizer, rates))
 
 
@@ -51,7 +55,7 @@ def freeze(state: State, *patterns: str) -> State:
         A state whose optimizer and schedulers, if they were set up, start afresh on what is left.
 
     Raises:
-        StateError: A pattern matches no trainable parameter, or none would be left.
+        StateError: No pattern was given, one matches no trainable parameter, or none would be left.
 
     Example:
         >>> from torch import nn
@@ -71,6 +75,8 @@ def unfreeze(state: State, *patterns: str) -> State:
 def _move(state: State, source: str, target: str, patterns: tuple[str, ...], act: str) -> State:
     recipe = require(state, "template", act)
     names = list(getattr(state, source))
+    if not patterns:
+        raise StateError(f"{act}: expected at least one name or pattern.", fix=f"ps.{act}(state, '*.bias'), for example.")
     chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -142,6 +142,7 @@ class _Loop:
         self._train.start_epoch(n)
         warming = work.rates() if n <= self.warmup else None
         first = (n - 1) * self._feed.batches
+        rates: list[float] = []
         seeds = self.key.fold_in(Tag.STEP).seeds(first, first + self._feed.batches).tolist()
         with closing(self._feed.epoch(self.key.derive(Tag.ORDER, n))) as batches:
             for i, (batch, seed) in enumerate(zip(batches, seeds, strict=True), first + 1):
@@ -151,9 +152,10 @@ class _Loop:
                 work.update(out.gradients, out.buffers)
                 sums.add(out.loss, out.sums, out.size)
                 losses.add(out.loss)
+                if i == first + self._feed.batches:
+                    rates = work.rates()
                 if warming is None:
                     work.step_scheduler()
-        rates = work.rates()
         if warming is not None:
             work.restore_rates()
         losses.check()

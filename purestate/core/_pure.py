@@ -57,7 +57,7 @@ def make_step(
         work = Working(state.replace(recipe=recipe, origin=state.origin))
         sums = Sums(known)
         with preserved_generators():
-            seed_all(state.key.derive(Tag.STEP, state.counters.step).seed)
+            seed_all(_step_seed(state))
             out = gradient_step(work.params, work.frozen, work.buffers, batch)
         work.update(out.gradients, out.buffers)
         work.step_scheduler()
@@ -69,6 +69,8 @@ def make_step(
 
 def make_loss(state: State, *, train: bool = True) -> Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor]:
     """Return the pure function ``loss(params, batch)``, which composes with `torch.func.grad`, ``vmap`` and ``jacrev``.
+
+    It draws the random numbers that the next step of `make_step` draws from this state, whatever the parameters.
 
     Args:
         state: Gives the recipe, the frozen parameters and the buffers; not modified. Buffers that a call would update
@@ -87,13 +89,21 @@ def make_loss(state: State, *, train: bool = True) -> Callable[[Mapping[str, tor
     """
     recipe = require(state, "loss", "make_loss")
     objective = _whole(recipe.objective(), recipe.template, train)
+    state.check()
     frozen, buffers = dict(state.frozen), dict(state.buffers)
+    seed = _step_seed(state)
 
     def loss(params: Mapping[str, torch.Tensor], batch: Any) -> torch.Tensor:
         copies = {name: buffer.clone() for name, buffer in buffers.items()}
-        return functional_call(objective, {f"module.{n}": t for n, t in {**params, **frozen, **copies}.items()}, (batch,))
+        with preserved_generators():
+            seed_all(seed)
+            return functional_call(objective, {f"module.{n}": t for n, t in {**params, **frozen, **copies}.items()}, (batch,))
 
     return loss
+
+
+def _step_seed(state: State) -> int:
+    return state.key.derive(Tag.STEP, state.counters.step).seed
 
 
 class _Whole(nn.Module):

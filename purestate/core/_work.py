@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from purestate.core._module import written_in_forward
 from purestate.core._optim import export_optimizer, learning_rates, with_moments_of
 from purestate.core._recipe import Recipe
 from purestate.core._sched import export_scheduler, start, step_scheduler
@@ -37,7 +38,9 @@ class Working:
         self._clip = recipe.clip
         self._state = state
         self.params = {name: tensor.clone() for name, tensor in state.params.items()}
-        self.frozen = dict(state.frozen)
+        written = written_in_forward(recipe.template)
+        self.frozen = {name: tensor.clone() if name in written else tensor for name, tensor in state.frozen.items()}
+        self._writes_frozen = not written.isdisjoint(self.frozen)
         self.buffers = {name: tensor.clone() for name, tensor in state.buffers.items()}
         self._parameters = {name: nn.Parameter(tensor) for name, tensor in self.params.items()}
         if not self._parameters:
@@ -118,6 +121,8 @@ class Working:
         """Return the state as it is now, over the working tensors: true until the next step."""
         optimizer = export_optimizer(self.optimizer, self._parameters)
         fields: dict[str, Any] = dict.fromkeys(_SCHEDULERS)
+        if self._writes_frozen:
+            fields["frozen"] = Leaves(self.frozen, "frozen")
         fields |= {name: export_scheduler(live) for name, live in self._schedulers.items()}
         return self._state.derived(
             {"replace": ["params"]},
