@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,13 +19,12 @@ import numpy as np
 import optree
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from purestate.core._hidden import Attributes
 from purestate.core._replay import Layout, Replay, written_out
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
 from purestate.core._step import Step, StepOutput, same_bits
+from purestate.core._watch import CannotCaptureError, NoEscape, OtherBitsError, StaticShapes, why
 from purestate.errors import CaptureMismatchError, StateError
 
 __all__ = ["Runner"]
@@ -34,10 +34,7 @@ _OTHER_SEED = 0x9E3779B97F4A7C15
 _PLAIN = (int, float, str, bool, bytes, type(None))
 Tensors = Mapping[str, Tensor]
 Trees = tuple[Tensors, Tensors, Tensors]
-
-
-class _CannotCaptureError(Exception):
-    """The step cannot be captured; the text says why."""
+_Expected = tuple[StepOutput, Trees, GlobalStates]
 
 
 @dataclass
@@ -131,7 +128,7 @@ class Runner:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                raise self._mismatch(f"a replay gave other bits in a shape: {error}") from error
+                raise self._mismatch(f"a replay gave other bits in a shape ({error})") from error
         return self._first_calls(key, (params, frozen, buffers), batch, seed)
 
     def _same_trees(self, *trees: Tensors) -> bool:
@@ -184,23 +181,29 @@ class Runner:
         now = Attributes(self.step.module, self.step.objective)
         try:
             self._refuse_hidden(attributes, python, after)
-            entry.replay = self._trace(self._copies(*before), seed)
-            self._must_equal(entry.replay, before, seed, (output, trees, after))
-            other = seed ^ _OTHER_SEED
-            copies = self._copies(*before)
-            seed_all(other)
-            with warnings.catch_warnings(action="ignore"):
-                expected = self.step(*copies[0], copies[1])
-            self._must_equal(entry.replay, before, other, (expected, copies[0], global_states()))
-        except _CannotCaptureError as reason:
-            self._give_up(str(reason))
+            try:
+                entry.replay = self._believed(before, seed, (output, trees, after), NoEscape())
+            except OtherBitsError:
+                # where Python calls are watched, torch's own layers take other kernels: nothing escaped, so watch no more
+                entry.replay = self._believed(before, seed, (output, trees, after), nullcontext())
         except Exception as error:
             # whatever tracing raises is a reason not to capture: the uncaptured step has just run without it
-            self._give_up(_why(error))
+            self._give_up(why(error))
         finally:
             now.put_back()
             put_back(after)
         return output
+
+    def _believed(self, before: tuple[Trees, Any], seed: int, expected: _Expected, watch: AbstractContextManager[Any]) -> Replay:
+        replay = self._trace(self._copies(*before), seed, watch)
+        self._must_equal(replay, before, seed, expected)
+        other = seed ^ _OTHER_SEED
+        trees, batch = self._copies(*before)
+        seed_all(other)
+        with warnings.catch_warnings(action="ignore"):
+            output = self.step(*trees, batch)
+        self._must_equal(replay, before, other, (output, trees, global_states()))
+        return replay
 
     def _compare(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
         before = self._copies(trees, batch)
@@ -210,7 +213,7 @@ class Runner:
         assert entry.replay is not None
         try:
             self._must_equal(entry.replay, before, seed, (output, trees, after))
-        except _CannotCaptureError as reason:
+        except OtherBitsError as reason:
             if entry.compared >= 0:
                 raise self._mismatch(str(reason)) from None
             self._give_up(str(reason))
@@ -219,7 +222,7 @@ class Runner:
         entry.compared = self._generation
         return output
 
-    def _trace(self, inputs: tuple[Trees, Any], seed: int) -> Replay:
+    def _trace(self, inputs: tuple[Trees, Any], seed: int, watch: AbstractContextManager[Any]) -> Replay:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         trees, batch = inputs
@@ -236,7 +239,7 @@ class Runner:
             filled = list(leaves)
             for i, tensor in zip(places, rest, strict=True):
                 filled[i] = tensor
-            with _NoEscape(), _StaticShapes():
+            with watch, StaticShapes():
                 output = self.step(params, frozen, buffers, optree.tree_unflatten(structure, filled))
             assigned = {name: b for name, b in output.buffers.items() if b is not buffers[name]}
             layout.append(Layout(list(output.gradients), list(assigned), len(output.sums), output.size, self.step.training))
@@ -255,11 +258,11 @@ class Runner:
         self, attributes: Attributes, before: GlobalStates, after: GlobalStates, constants: Sequence[Any] = ()
     ) -> None:
         if before.python != after.python:
-            raise _CannotCaptureError("forward draws from Python's `random`")
+            raise CannotCaptureError("forward draws from Python's `random`")
         if any(not np.array_equal(a, b) for a, b in zip(before.numpy[1:], after.numpy[1:], strict=True)):
-            raise _CannotCaptureError("forward draws from numpy's generator")
+            raise CannotCaptureError("forward draws from numpy's generator")
         if name := attributes.moved(constants):
-            raise _CannotCaptureError(
+            raise CannotCaptureError(
                 f"forward changes {name}, which belongs to no state: a resumed run lacks it; make it a buffer"
             )
 
@@ -273,20 +276,21 @@ class Runner:
         )
         return copied, optree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, batch, none_is_leaf=True)
 
-    def _must_equal(
-        self, replay: Replay, inputs: tuple[Trees, Any], seed: int, expected: tuple[StepOutput, Any, GlobalStates]
-    ) -> None:
+    def _must_equal(self, replay: Replay, inputs: tuple[Trees, Any], seed: int, expected: _Expected) -> None:
         trees, batch = self._copies(*inputs)
         for manual_seed in self._seeders:
             manual_seed(seed)
-        actual = replay(trees[2], *(t for tree in trees for t in tree.values()), *_signature(batch)[1])
+        try:
+            actual = replay(trees[2], *(t for tree in trees for t in tree.values()), *_signature(batch)[1])
+        except RuntimeError as error:
+            raise OtherBitsError(f"a replay gave other bits in a shape ({error})") from error
         if leaf := _first_difference(expected[0], actual, expected[1], trees):
-            raise _CannotCaptureError(f"a replay gave other bits in {leaf}")
+            raise OtherBitsError(f"a replay gave other bits in {leaf}")
         generators = global_states()
         if not all(
             map(torch.equal, [expected[2].torch_cpu, *expected[2].torch_cuda], [generators.torch_cpu, *generators.torch_cuda])
         ):
-            raise _CannotCaptureError("a replay gave other bits in the state of torch's generator")
+            raise OtherBitsError("a replay gave other bits in the state of torch's generator")
 
     def _mismatch(self, reason: str) -> CaptureMismatchError:
         leaf = reason.removeprefix("a replay gave other bits in ")
@@ -306,33 +310,6 @@ class Runner:
     def _note(self, text: str) -> None:
         if self.notice is None:
             self.notice = text
-
-
-class _NoEscape(TorchFunctionMode):
-    """Refuses, while tracing, what reads or writes a tensor without an operator, so that no trace could see it."""
-
-    _refused = frozenset(
-        {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data.__set__, Tensor.set_}  # type: ignore[attr-defined]
-    )
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._refused:
-            name = ".data =" if func == Tensor.data.__set__ else f".{func.__name__}()"  # type: ignore[attr-defined]
-            raise _CannotCaptureError(f"forward, loss or a metric uses `{name}`, which no trace sees")
-        return func(*args, **(kwargs or {}))
-
-
-class _StaticShapes(TorchDispatchMode):
-    """Refuses, while tracing, operators whose result has a shape that depends on data: the trace would hold one shape."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.index.Tensor:
-            depends = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
-        else:
-            depends = torch.Tag.dynamic_output_shape in func.tags
-        if depends:
-            raise _CannotCaptureError(f"forward, loss or a metric has a shape that depends on data ({func})")
-        return func(*args, **(kwargs or {}))
 
 
 def _signature(batch: Any) -> tuple[Any, Sequence[Tensor]]:
@@ -378,21 +355,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return same_bits(a, b)
     return type(a) is type(b) and repr(a) == repr(b)
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, _CannotCaptureError):
-        return str(error)
-    chain: list[BaseException] = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
-        chain.append(inner)
-    for link in chain:
-        if isinstance(link, _CannotCaptureError):
-            return str(link)
-    text = " ".join(map(str, chain))
-    if "trying to get value out of" in text:
-        return (
-            "forward, loss or a metric takes a value out of a tensor: .item(), float(), a branch or a shape that depends on data"
-        )
-    first = str(chain[-1]).strip().splitlines()
-    return f"tracing it raised {type(chain[-1]).__name__}: {first[0] if first else ''}".rstrip(": ")

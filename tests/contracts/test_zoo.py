@@ -58,6 +58,8 @@ def test_evaluation_is_plain_eval_and_modifies_nothing(animal: Animal) -> None:
                 loss = _loss(plain[i], animal, copy.deepcopy(batch))
             assert bits(runner(*trees, copy.deepcopy(batch), i).loss) == bits(loss), f"batch {i}"
             assert_trees_identical(trees, before)
+    if animal.why_not is None:
+        assert (runner.captured, runner.notice) == (1, None)
 
 
 def _objective(animal: Animal) -> Any:

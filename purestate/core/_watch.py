@@ -1,0 +1,70 @@
+"""What watches a step while it is traced, and why a step cannot be captured.
+
+A trace sees operators. What a module does with a tensor outside of them (``.numpy()``, ``.data = ...``), or a shape that
+one batch happens to have, would be in the trace as a constant, so it is refused while tracing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["CannotCaptureError", "NoEscape", "OtherBitsError", "StaticShapes", "why"]
+
+
+class CannotCaptureError(Exception):
+    """The step cannot be captured; the text says why. Never reaches a user: the step runs uncaptured instead."""
+
+
+class OtherBitsError(CannotCaptureError):
+    """A replay gave other bits than the uncaptured step."""
+
+
+class NoEscape(TorchFunctionMode):
+    """Refuses, while tracing, what reads or writes a tensor without an operator, so that no trace could see it."""
+
+    _refused = frozenset(
+        {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data.__set__, Tensor.set_}  # type: ignore[attr-defined]
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._refused:
+            name = ".data =" if func == Tensor.data.__set__ else f".{func.__name__}()"  # type: ignore[attr-defined]
+            raise CannotCaptureError(f"forward, loss or a metric uses `{name}`, which no trace sees")
+        return func(*args, **(kwargs or {}))
+
+
+class StaticShapes(TorchDispatchMode):
+    """Refuses, while tracing, operators whose result has a shape that depends on data: the trace would hold one shape."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor:
+            depends = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+        else:
+            depends = torch.Tag.dynamic_output_shape in func.tags
+        if depends:
+            raise CannotCaptureError(f"forward, loss or a metric has a shape that depends on data ({func})")
+        return func(*args, **(kwargs or {}))
+
+
+def why(error: BaseException) -> str:
+    """Return in words why what raised ``error`` cannot be captured."""
+    if isinstance(error, CannotCaptureError):
+        return str(error)
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    for link in chain:
+        if isinstance(link, CannotCaptureError):
+            return str(link)
+    text = " ".join(map(str, chain))
+    if "trying to get value out of" in text:
+        return (
+            "forward, loss or a metric takes a value out of a tensor: .item(), float(), a branch or a shape that depends on data"
+        )
+    first = str(chain[-1]).strip().splitlines()
+    return f"tracing it raised {type(chain[-1]).__name__}: {first[0] if first else ''}".rstrip(": ")
