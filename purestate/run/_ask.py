@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from purestate.code import describe, describe_module
 from purestate.core._metrics import Metric
@@ -99,6 +100,10 @@ def _module(template: nn.Module) -> dict[str, Any]:
 
 
 def _data(loader: Any) -> dict[str, Any]:
+    if not isinstance(loader, DataLoader | list | tuple):
+        from purestate.data._feed import feed
+
+        feed(loader)  # raises what is wrong with it, which is more to the point than what changed
     found = describe_data(loader, describe)
     return {"kind": found.kind, "digest": found.digest, **found.parts}
 

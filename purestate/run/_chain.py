@@ -59,6 +59,11 @@ class Trajectory:
         return self.start.body["base"]
 
     @property
+    def binds(self) -> bool:
+        """Whether an epoch was finished or an answer given. Before, there is nothing that another question could contradict."""
+        return bool(self.done) or any(n > 0 for n in self.epochs)
+
+    @property
     def outputs(self) -> set[str]:
         """The hashes of all its answers."""
         return {record.body["out"]["hash"] for record in self.done}
@@ -114,6 +119,10 @@ class Chain:
         """Return the number of a train in the chain: what users call the op."""
         return self.trains.index(train)
 
+    def binding(self) -> list[Trajectory]:
+        """Return the trains that hold something: all but a last one that failed, or was killed, in its first epoch."""
+        return [train for train in self.trains if train.binds]
+
     def finished(self) -> Iterator[tuple[int, Trajectory, RecordLike]]:
         """Yield ``(op, trajectory, its newest answer)``."""
         for op, train in enumerate(self.trains):
@@ -125,7 +134,7 @@ class Chain:
 
     def _on_train(self, record: RecordLike) -> None:
         train = Trajectory(record)
-        self.trains.append(train)
+        self.trains = [*self.binding(), train]
         self._by_start[record.seq] = train
 
     def _on_epoch(self, record: RecordLike) -> None:

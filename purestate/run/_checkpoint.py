@@ -16,7 +16,7 @@ from purestate.core._metrics import Metric, as_metrics
 from purestate.core._plain import decode
 from purestate.core._state import State
 from purestate.core._work import require
-from purestate.errors import SetupError, StateError
+from purestate.errors import MetricError, SetupError, StateError
 from purestate.run._answers import Curve, EpochView, History, Summary, as_history
 from purestate.run._ask import ask_train
 from purestate.run._ledger import Ledger
@@ -170,7 +170,7 @@ class Checkpoint:
         Effects:
             One record if it was computed; prints one line.
         """
-        return self._read(ask_evaluate(state, dataloader, as_metrics(metrics)))
+        return self._read(ask_evaluate(state, dataloader, _listed(metrics)))
 
     def find_lr(
         self,
@@ -310,7 +310,7 @@ class Checkpoint:
         selection = Selection(epochs, watch, load_best, patience)
         if type(warmup) is not int or warmup < 0:
             raise SetupError(f"train: warmup must be an integer of at least 0, got {warmup!r}.", argument="warmup")
-        known = as_metrics(metrics)
+        known = _listed(metrics)
         names = ["loss", *(metric.name for metric in known)]
         if watch not in names:
             raise unknown_metric(watch, names)
@@ -347,6 +347,13 @@ class Checkpoint:
         self.last = summary
         if self._echo is not None:
             self._echo(str(summary))
+
+
+def _listed(metrics: Sequence[MetricLike]) -> tuple[Metric, ...]:
+    if isinstance(metrics, str | Metric) or callable(metrics):
+        name = metrics if isinstance(metrics, str) else getattr(metrics, "name", getattr(metrics, "__name__", "..."))
+        raise MetricError(f"metrics must be a list, got {metrics!r}.", fix=f"Write metrics=[{name}].", metric=name)
+    return as_metrics(metrics)
 
 
 def _must_be_state(state: object, op: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from purestate.core._state import State
@@ -16,14 +17,14 @@ __all__ = ["accepted", "check_appendable"]
 def check_appendable(ledger: Ledger, question: Question, state: State) -> None:
     """Return if the question may become the next record of the chain.
 
-    It may if the chain is empty, if the state is an answer of the chain's last train or was made from one, or if somebody
-    accepted that the recorded answer is for this question.
+    It may if the chain holds nothing, if the state is an answer of the chain's last train or was made from one, or if
+    somebody accepted that the recorded answer is for this question.
 
     Raises:
         StaleRecordError: Otherwise. It names what changed against the record that the question would have been.
     """
     chain = ledger.chain
-    if not chain.trains or _base(state) in chain.trains[-1].outputs:
+    if _continues(chain, state):
         return
     rival = _rival(chain, question, state)
     if rival.start.seq not in chain.accepting:
@@ -37,7 +38,7 @@ def accepted(ledger: Ledger, question: Question, state: State) -> Trajectory | N
         An ``alias`` record, once.
     """
     chain = ledger.chain
-    if not chain.accepting:
+    if not chain.accepting or _continues(chain, state):
         return None
     rival = _rival(chain, question, state)
     if rival.start.seq not in chain.accepting:
@@ -51,6 +52,11 @@ def _base(state: State) -> str:
     return state.origin.base or state.hash
 
 
+def _continues(chain: Chain, state: State) -> bool:
+    trains = chain.binding()
+    return not trains or _base(state) in trains[-1].outputs
+
+
 def _rival(chain: Chain, question: Question, state: State) -> Trajectory:
     """Return the record that the question would have been.
 
@@ -58,19 +64,20 @@ def _rival(chain: Chain, question: Question, state: State) -> Trajectory:
     from which it differs least.
     """
     base = _base(state)
-    for train in chain.trains:
+    trains = chain.binding()
+    for train in trains:
         if base in (train.base, train.input):
             return train
-    for before, train in zip(chain.trains, chain.trains[1:], strict=False):
+    for before, train in pairwise(trains):
         if base in before.outputs:
             return train
-    return min(chain.trains, key=lambda train: len(changes(train.question, question)))
+    return min(trains, key=lambda train: len(changes(train.question, question)))
 
 
 def _stale(ledger: Ledger, rival: Trajectory, question: Question) -> StaleRecordError:
     chain = ledger.chain
     op, found = chain.index(rival), changes(rival.question, question)
-    later = tuple(range(op + 1, len(chain.trains)))
+    later = tuple(range(op + 1, len(chain.binding())))
     shown = "; ".join(_difference(*change) for change in found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
     depends = f"; {_listed(later)} on it" if later else ""
     return StaleRecordError(

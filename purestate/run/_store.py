@@ -192,7 +192,7 @@ class _Store:
         return CheckpointInfo(
             id=ledger.id,
             description=ledger.description,
-            trains=len(chain.trains),
+            trains=len(chain.binding()),
             epochs=sum(record.body["last"] for _, _, record in finished),
             metrics=metrics,
             state=finished[-1][2].body["out"]["hash"] if finished else None,
