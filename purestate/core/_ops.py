@@ -27,6 +27,9 @@ from purestate.errors import NonFiniteLossError, SetupError
 __all__ = ["Epoch", "Feed", "advanced", "evaluate", "find_lr", "predict", "train"]
 
 
+_CAPTURE_EVALUATION = 32
+"""Batches of a kind after which an evaluation is captured: capturing costs as much as hundreds of them."""
+
 class Feed(Protocol):
     """Batches of a loader as a pure function of a key."""
 
@@ -131,7 +134,7 @@ class _Loop:
         self.work = Working(state)
         objective, template = state.recipe.objective(), state.recipe.template
         self._train = Runner(make_gradient_step(template, objective, metrics))
-        self._evaluate = Runner(make_evaluate_step(template, objective, metrics))
+        self._evaluate = Runner(make_evaluate_step(template, objective, metrics), capture_after=_CAPTURE_EVALUATION)
         if val_feed is None:
             self.work.refuse_metric_schedulers()
 
@@ -230,7 +233,7 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = ()) -> dic
     """
     recipe = require(state, "loss", "evaluate")
     state.check()
-    runner = Runner(make_evaluate_step(recipe.template, recipe.objective(), metrics))
+    runner = Runner(make_evaluate_step(recipe.template, recipe.objective(), metrics), capture_after=_CAPTURE_EVALUATION)
     with preserved_generators():
         return _sweep(
             runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics

@@ -62,7 +62,7 @@ def make_step(
         work.update(out.gradients, out.buffers)
         work.step_scheduler()
         sums.add(out.loss, out.sums, out.size)
-        return work.lend(), sums.means()
+        return state.after({"step": state.counters.step}, work.lend()), sums.means()
 
     return step
 

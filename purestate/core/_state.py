@@ -261,6 +261,14 @@ class State:
         """Return the state with other parts, taken as they are, that remembers what was done: for `setup` and its like."""
         return self._with(origin=self._derived(act), **changes)
 
+    def based(self, **changes: Any) -> State:
+        """Return the state with other parts, taken as they are, that was made from nothing: what an op computes."""
+        return self._with(origin=Origin(), **changes)
+
+    def after(self, act: Mapping[str, Any], state: State) -> State:
+        """Return another state as made from this one by ``act``."""
+        return state._with(origin=self._derived(act))
+
     def answered(self, parent: Mapping[str, Any]) -> State:
         """Return the same state as the answer that a record holds."""
         state = self._with(origin=Origin(parent=parent))
@@ -292,10 +300,8 @@ class State:
     @property
     def device(self) -> torch.device:
         """The device of the first parameter or buffer; CPU where there is none."""
-        for name in SUBTREES:
-            for tensor in getattr(self, name).values():
-                return tensor.device
-        return torch.device("cpu")
+        devices = (getattr(self, name).device for name in SUBTREES)
+        return next((device for device in devices if device is not None), torch.device("cpu"))
 
     @property
     def spec(self) -> dict[str, dict[str, LeafSpec]]:

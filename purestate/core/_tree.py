@@ -86,28 +86,30 @@ class Leaves(Mapping[str, torch.Tensor]):
         Work on a copy, state.params['weight'].clone(), and put it back with state.replace(params={...}).
     """
 
-    __slots__ = ("_digest", "_hashes", "_load", "_tensors", "_versions", "_where")
+    __slots__ = ("_device", "_digest", "_hashes", "_load", "_tensors", "_versions", "_where")
 
     def __init__(self, tensors: Mapping[str, torch.Tensor] | None = None, where: str = "") -> None:
         self._where = where
         self._digest: str | None = None
         self._hashes: dict[str, str] | None = None
         self._load: Callable[[], Mapping[str, torch.Tensor]] | None = None
+        self._device: torch.device | None = None
         self._tensors: dict[str, torch.Tensor] = {}
         self._versions: list[int | None] = []
         self._hold(tensors or {})
 
     @classmethod
-    def lazy(cls, digest: str, load: Callable[[], Mapping[str, torch.Tensor]], where: str = "") -> Leaves:
+    def lazy(cls, digest: str, load: Callable[[], Mapping[str, torch.Tensor]], device: torch.device, where: str = "") -> Leaves:
         """Return leaves whose digest is known and whose tensors are read when somebody looks.
 
         Args:
             digest: What the tensors hash to. ``load`` vouches for it.
             load: Returns the tensors. Called at most once.
+            device: Where they will be.
             where: As for the class.
         """
         leaves = cls(where=where)
-        leaves._digest, leaves._load = digest, load
+        leaves._digest, leaves._load, leaves._device = digest, load, device
         return leaves
 
     def _hold(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -124,6 +126,11 @@ class Leaves(Mapping[str, torch.Tensor]):
     def where(self) -> str:
         """The subtree's name."""
         return self._where
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the first tensor; None if there is none. Reads nothing."""
+        return next((tensor.device for tensor in self._tensors.values()), None) if self._load is None else self._device
 
     @property
     def loaded(self) -> bool:

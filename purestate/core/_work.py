@@ -124,8 +124,7 @@ class Working:
         if self._writes_frozen:
             fields["frozen"] = Leaves(self.frozen, "frozen")
         fields |= {name: export_scheduler(live) for name, live in self._schedulers.items()}
-        return self._state.derived(
-            {"replace": ["params"]},
+        return self._state.based(
             params=Leaves(self.params, "params"),
             buffers=Leaves(self.buffers, "buffers"),
             optimizer=optimizer,
@@ -162,4 +161,4 @@ def combine(best: State, last: State) -> State:
     `train` goes on with the lower rate, from the better parameters.
     """
     moments = last.optimizer and with_moments_of(last.optimizer, best.optimizer)
-    return last.derived({"replace": ["params"]}, params=best.params, buffers=best.buffers, optimizer=moments)
+    return last.based(params=best.params, frozen=best.frozen, buffers=best.buffers, optimizer=moments)

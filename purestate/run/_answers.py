@@ -50,7 +50,8 @@ class Summary:
         """One line: what was asked, where the answer is from, how long it took, and the hashes."""
         parts = [self.op]
         if self.epochs is not None:
-            parts.append(f"{self.epochs} epochs" + (f", best {self.best_epoch}" if self.best_epoch is not None else ""))
+            best = "" if self.best_epoch is None else f", best {self.best_epoch or 'at the start'}"
+            parts.append(f"{self.epochs} epochs{best}")
         parts += [f"{name} {value:.4f}" for name, value in self.metrics.items()]
         parts.append(self._source())
         hashes = [short(digest.removeprefix("b3:")) for digest in (self.input, self.output) if digest is not None]
@@ -75,6 +76,7 @@ class EpochView:
         lr: The learning rate of each parameter group.
         seconds: How long it took when it was computed.
         cached: Whether it came from the log.
+        hash: The hash of ``state``.
     """
 
     n: int
@@ -83,6 +85,7 @@ class EpochView:
     lr: list[float]
     seconds: float
     cached: bool
+    hash: str
     _state: Callable[[], State] = field(repr=False)
 
     @property

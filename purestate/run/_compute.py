@@ -20,7 +20,6 @@ from purestate.run._answers import EpochView
 from purestate.run._chain import Trajectory
 from purestate.run._environment import environment
 from purestate.run._resume import ResumePoints
-from purestate.run._select import Choice, Selection
 from purestate.run._snapshot import Items, snapshot
 from purestate.run._stale import accepted, check_appendable
 from purestate.run._training import Training
@@ -53,18 +52,25 @@ class Computation:
                 return
             points = ResumePoints(self._ledger, train, call.state.recipe, call.state.device)
             try:
-                choice = call.choose(train)
-                if choice.complete:
-                    yield from call.recorded(train, choice.last)
-                else:
-                    choice = yield from self._extend(train, points)
-                self._conclude(train, choice, call.selection)
+                if not call.choose(train).complete:
+                    yield from self._extend(train, points)
+                yield from call.recorded(train, call.choose(train).last)
+                self._conclude(train)
                 points.clear()
             except GeneratorExit:
-                self._conclude_early(train, points)
+                if self._live is not None:
+                    call.states.setdefault(self._live.n, self._live.state.own())
                 raise
             finally:
                 points.close()
+
+    def conclude(self) -> None:
+        """Record the answer of a call whose epochs are there, under the checkpoint's lock."""
+        with self._ledger.writing() as chain:
+            train = chain.find(self._call.question.digest)
+            assert train is not None
+            self._conclude(train)
+            self._ledger.backend.clear_resume(self._ledger.id)
 
     def replay(self, train: Trajectory, n: int) -> None:
         """Put the state after epoch ``n`` into the call's ``states``: that of now, the input, or recomputed and checked.
@@ -99,14 +105,11 @@ class Computation:
         return next(train for train in self._ledger.chain.trains if train.start.seq == record.seq)
 
     def _extend(self, train: Trajectory, points: ResumePoints) -> Iterator[EpochView]:
-        """Train from the furthest state that is kept until the selection is complete. Returns the choice."""
+        """Train from the furthest state that is kept until the selection is complete."""
         call = self._call
         self._ledger.backend.warm()
         call.states |= points.load()
-        start = self._nearest(train, len(train.history()) - 1)
-        yield from call.recorded(train, start)
-        choice = call.choose(train)
-        for epoch, seconds in self._epochs(train, start):
+        for epoch, seconds in self._epochs(train, self._nearest(train, len(train.history()) - 1)):
             self._live = epoch
             new = self._record(train, epoch, seconds)
             choice = call.choose(train)
@@ -114,15 +117,14 @@ class Computation:
                 call.states = {epoch.n: epoch.state.own()}
             points.offer(epoch, choice.best, call.states.get(epoch.n if choice.best is None else choice.best))
             call.progress(epoch)
-            yield EpochView(
-                epoch.n, epoch.epoch, epoch.metrics, epoch.lr, seconds, not new, lambda n=epoch.n: self._state_while_live(train, n)
-            )
+            if epoch.n > call.reached:
+                call.reached = epoch.n
+                yield call.view(train, epoch.n, epoch.metrics, cached=not new, state=self._state_while_live)
             if choice.complete and epoch.n >= choice.last:
                 break
         if self._live is not None:
             call.states.setdefault(self._live.n, self._live.state)
         self._live = None
-        return choice
 
     def _state_while_live(self, train: Trajectory, n: int) -> State:
         if self._live is not None and self._live.n == n:
@@ -195,23 +197,14 @@ class Computation:
         """The greatest epoch up to ``n`` whose state is at hand; 0 is the input."""
         return max((m for m in (*self._call.states, *train.kept()) if m <= n), default=0)
 
-    def _conclude_early(self, train: Trajectory, points: ResumePoints) -> None:
-        """The caller left the loop: the epoch that it has reached becomes the last."""
-        if self._live is None or self._live.n == 0:
-            return
-        asked, n = self._call.selection, self._live.n
-        self._call.states.setdefault(n, self._live.state.own())
-        selection = Selection(n, asked.watch, asked.load_best, asked.patience)
-        self._conclude(train, self._call.choose(train, selection), selection)
-        points.clear()
-
-    def _conclude(self, train: Trajectory, choice: Choice, selection: Selection) -> None:
+    def _conclude(self, train: Trajectory) -> None:
         """Make the answer durable: items first, then the record.
 
         Effects:
             Items in the store and a ``done`` record.
         """
         call = self._call
+        selection, choice = call.selection, call.choose(train)
         last = call.state_at(train, choice.last)
         best = last if choice.best in (None, choice.last) else call.state_at(train, choice.best)
         returned = choice.returned(selection)
@@ -230,7 +223,6 @@ class Computation:
             body["input"] = _keep(call.state, items)
         self._ledger.put(items)
         record = self._ledger.append("done", body)
-        call.selection = selection
         call.answer(train, record, out)
 
 

@@ -61,6 +61,7 @@ class Ledger:
         """
         if not self.log.records and kind != "checkpoint":
             self.append("checkpoint", {"description": self._description})
+            self.backend.journal("create", checkpoint=self.id)
         record = self.log.append(kind, dict(body))
         self.chain.add(record)
         return record

@@ -1,7 +1,7 @@
 """Resume points: what a killed `train` goes on from. Written in the background while it goes on; not records.
 
 A point holds the state after a finished epoch and the best so far. It is offered at the end of every epoch and written when
-the one before is durable and the time since then is at least ten times what it took: so it costs little where epochs are
+the one before is durable and ten times what it took has passed since: so it costs little where epochs are
 short, and every epoch has one where they are long.
 """
 
@@ -38,7 +38,7 @@ class ResumePoints:
         self._ledger, self._train = ledger, train
         self._recipe, self._device = recipe, device
         self._handle: Any = None
-        self._next = 0.0
+        self._handed = self._handing = self._next = 0.0
 
     def load(self) -> dict[int, State]:
         """Return the states of the newest point that is whole and belongs to this trajectory, by epoch."""
@@ -55,8 +55,7 @@ class ResumePoints:
         Effects:
             Hands copies to the writer process; they become durable in the background.
         """
-        now = time.monotonic()
-        if epoch.n == 0 or now < self._next or not self._idle(now):
+        if epoch.n == 0 or not self._is_time():
             return
         states = {epoch.n: epoch.state} | ({best: best_state} if best is not None and best_state is not None else {})
         items: Items = {}
@@ -64,17 +63,19 @@ class ResumePoints:
         for n, state in states.items():
             body["states"][str(n)], more = snapshot(state)
             items |= more
+        began = time.monotonic()
         self._handle = self._ledger.backend.save_resume(self._ledger.id, body, items)
+        self._handed, self._handing = began, time.monotonic() - began
 
-    def _idle(self, now: float) -> bool:
+    def _is_time(self) -> bool:
         if self._handle is None:
-            return True
+            return time.monotonic() >= self._next
         if not self._handle.done():
             return False
         self._handle.result()
-        self._next = now + _TIMES_ITS_COST * getattr(self._handle, "seconds", 0.05)
+        self._next = self._handed + (1 + _TIMES_ITS_COST) * (self._handing + self._handle.seconds)
         self._handle = None
-        return now >= self._next
+        return time.monotonic() >= self._next
 
     def clear(self) -> None:
         """Remove the points: the op is done."""

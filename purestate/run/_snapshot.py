@@ -134,7 +134,7 @@ def _get_leaves(
         item = read(json["item"])
         return {name: in_order(item[name], _tuple(orders.get(name))).to(device) for name in names}
 
-    return Leaves.lazy(json["digest"], load, where) if names else Leaves(where=where)
+    return Leaves.lazy(json["digest"], load, device, where) if names else Leaves(where=where)
 
 
 def _tuple(order: list[int] | None) -> tuple[int, ...] | None:
@@ -166,7 +166,7 @@ def _get_component(
             return {name: _read_inline(written).to(device) for name, written in json["inline"].items()}
         return {name: tensor.to(device) for name, tensor in _unpack(read(json["item"]), json["layout"]).items()}
 
-    return Component(json["skeleton"], Leaves.lazy(json["leaves"], load, where))
+    return Component(json["skeleton"], Leaves.lazy(json["leaves"], load, device, where))
 
 
 def _pack(leaves: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

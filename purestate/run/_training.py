@@ -6,7 +6,7 @@ Nothing here computes, nor imports what computes: on a re-run this file is all t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from purestate.core._metrics import Metric
@@ -52,6 +52,8 @@ class Training:
     result: State | None = None
     computed: int = 0
     """How many epochs this call computed."""
+    reached: int = -1
+    """The last epoch that was yielded."""
     states: dict[int, State] = field(default_factory=dict[int, State])
     """States at hand that are in no record yet, by epoch."""
 
@@ -60,12 +62,30 @@ class Training:
 
         Closing the iterator early concludes the op at the epoch that it has reached.
         """
-        if not (yield from self.hit(self.ledger.refresh())):
-            if self.ledger.chain.find(self.question.digest) is None:
+        try:
+            if (yield from self.hit(self.ledger.refresh())):
+                return
+            train = self.ledger.chain.find(self.question.digest)
+            if train is None:
                 check_appendable(self.ledger, self.question, self.state)
+            else:
+                yield from self.recorded(train, self.choose(train).last)
             from purestate.run._compute import Computation
 
             yield from Computation(self).run()
+        except GeneratorExit:
+            if self.reached > 0:
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self.selection = replace(self.selection, epochs=self.reached)
+        for _ in self.hit(self.ledger.chain):
+            pass
+        if self.result is None:
+            from purestate.run._compute import Computation
+
+            Computation(self).conclude()
 
     def hit(self, chain: Chain) -> Iterator[EpochView]:
         """Yield the recorded epochs if the answer is recorded. Returns whether it is."""
@@ -91,16 +111,24 @@ class Training:
         )
 
     def recorded(self, train: Trajectory, last: int) -> Iterator[EpochView]:
-        """Yield epochs from their records, up to ``last``."""
+        """Yield epochs from their records, those up to ``last`` that were not yielded yet."""
         history = train.history()
-        for n in range(last + 1):
+        for n in range(self.reached + 1, last + 1):
+            self.reached = n
             if n in train.epochs:
-                yield self.view(train, n, history[n], cached=True)
+                yield self.view(train, n, history[n], cached=True, state=self.state_at)
 
-    def view(self, train: Trajectory, n: int, metrics: dict[str, float], *, cached: bool) -> EpochView:
+    def view(
+        self, train: Trajectory, n: int, metrics: dict[str, float], *, cached: bool, state: Callable[[Trajectory, int], State]
+    ) -> EpochView:
         """Return a recorded epoch for people."""
         body = train.epochs[n].body
-        return EpochView(n, body["epoch"], metrics, body["lr"], body["seconds"], cached, lambda: self.state_at(train, n))
+
+        def look() -> State:
+            answered = self.result is not None and self.result.hash == body["hash"]
+            return self.result if answered and self.result is not None else state(train, n)
+
+        return EpochView(n, body["epoch"], metrics, body["lr"], body["seconds"], cached, body["hash"], look)
 
     def state_at(self, train: Trajectory, n: int) -> State:
         """Return the state after epoch ``n``: at hand, kept, or recomputed from the nearest kept one and checked."""

@@ -25,6 +25,11 @@ class Handle(Protocol):
         """Return whether it is finished, well or not. Does not wait."""
         ...
 
+    @property
+    def seconds(self) -> float:
+        """How long writing took; 0 until it is finished."""
+        ...
+
     def result(self) -> None:
         """Wait until it is durable.
 

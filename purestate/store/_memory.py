@@ -178,6 +178,8 @@ class _NullLog(_MemoryLog):
 
 
 class _Done:
+    seconds = 0.0
+
     def done(self) -> bool:
         return True
 

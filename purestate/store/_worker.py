@@ -10,8 +10,8 @@ the arrays, and at that offset the job as JSON::
                   "seal": bool, "arrays": [[name, key, dtype, shape, offset], …]}, …],
      "sync": [folders whose entries change], "prune": folder of which only the two newest generations stay, or null}
 
-An answer is a JSON line: ``{}``, or ``{"error": text, "errno": number | null}``. Jobs are done one after the other. The
-process ends when the socket does, or when its parent is another one than at the start.
+An answer is a JSON line: ``{"seconds": number}``, and if it failed with ``"error": text, "errno": number | null`` in it. Jobs
+are done one after the other. The process ends when the socket does, or when its parent is another one than at the start.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -44,7 +45,8 @@ def main(fd: int) -> None:
         channel.settimeout(_PARENT_CHECK_SECONDS)
         save = _orbax()
         while (request := _receive(channel, parent)) is not None:
-            answer = _answer(request, save)
+            began = time.monotonic()
+            answer = _answer(request, save) | {"seconds": time.monotonic() - began}
             channel.settimeout(None)
             channel.sendall(json.dumps(answer).encode("ascii") + b"\n")
             channel.settimeout(_PARENT_CHECK_SECONDS)

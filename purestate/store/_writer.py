@@ -141,6 +141,11 @@ class Job:
         """Return whether it is finished, well or not. Does not wait."""
         return self._writer.poll(self)
 
+    @property
+    def seconds(self) -> float:
+        """How long the process worked on it; 0 until it is finished."""
+        return (self.answer or {}).get("seconds", 0.0)
+
     def result(self) -> None:
         """Wait until it is durable.
 
