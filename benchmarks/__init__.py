@@ -1,0 +1,1 @@
+"""Timings against peers, measured in the same run. See `README.md` in this folder."""

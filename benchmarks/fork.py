@@ -1,0 +1,75 @@
+"""What a fork costs: to select a snapshot and set it up under another checkpoint, and what that adds to the store."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import purestate as ps
+from benchmarks._measure import Row, compare, figure, folder_bytes, timed
+from benchmarks._models import ADAM
+
+__all__ = ["rows"]
+
+GROUP = "fork"
+SGD = dict(lr=1e-3, momentum=0.9)
+
+
+class Wide(nn.Sequential):
+    """2.6 million parameters: with Adam's moments a state of 31.5 MB."""
+
+    def __init__(self) -> None:
+        super().__init__(*(nn.Linear(724, 724) for _ in range(5)))
+
+
+def rows(quick: bool) -> list[Row]:
+    """Return the rows of this group."""
+    rounds = 5 if quick else 15
+    batches = [(torch.rand(4, 724), torch.rand(4, 724))]
+    with tempfile.TemporaryDirectory() as folder, ps.Store(Path(folder) / "store") as store:
+        state = ps.setup(ps.init(Wide, seed=0), loss_cls=nn.MSELoss, optimizer_cls=torch.optim.Adam, optimizer_args=ADAM)
+        store.checkpoint("root", echo=None).train(state, batches, epochs=1)
+        file = _by_hand_file(Path(folder))
+        numbers = itertools.count()
+
+        def fork() -> tuple[Any, ps.State]:
+            selected = store.load("root", like=state)
+            checkpoint = store.checkpoint(f"fork-{next(numbers)}", echo=None)
+            return checkpoint, ps.setup(selected, optimizer_cls=torch.optim.SGD, optimizer_args=SGD)
+
+        cases = {"purestate": timed(fork), "torch.load, load_state_dict": timed(lambda: _fork_by_hand(file))}
+        for case in cases.values():
+            case()
+        found = compare(GROUP, "fork a state of 31.5 MB: ready to be trained", cases, rounds)
+        added = []
+        for _ in range(2):
+            before = folder_bytes(Path(folder))
+            checkpoint, forked = fork()
+            epochs = checkpoint.epochs(forked, batches, batches, epochs=1)
+            next(epochs)  # the evaluation before the first epoch: all that says where the fork begins is recorded
+            epochs.close()
+            added.append(folder_bytes(Path(folder)) - before)
+        size = file.stat().st_size
+    name = "bytes that a fork adds before its first epoch"
+    return [*found, figure(GROUP, name, added, [size] * 2, against="a copy of the file", unit="bytes")]
+
+
+def _by_hand_file(folder: Path) -> Path:
+    model = Wide()
+    optimizer = torch.optim.Adam(model.parameters(), **ADAM)
+    model(torch.rand(4, 724)).sum().backward()
+    optimizer.step()
+    file = folder / "root.pt"
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    return file
+
+
+def _fork_by_hand(file: Path) -> None:
+    model = Wide()
+    model.load_state_dict(torch.load(file)["model"])
+    torch.optim.SGD(model.parameters(), **SGD)
