@@ -250,6 +250,6 @@ def _mutated(where: str, name: str | None) -> MutatedStateError:
     return MutatedStateError(
         f"{path} was changed in place after the state was made.",
         cause="A state is a value: who holds it relies on its bits. What a train in progress lends is kept by epoch.state.own().",
-        fix=f"Work on a copy, state.{path}.clone(), and put it back with state.replace({where}={{...}}).",
+        fix=f"Work on a copy, state.{path}.clone(), and put it back with state.replace({where}={{...}})." if name else None,
         path=path,
     )
