@@ -22,7 +22,9 @@ import purestate as ps
 class MLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        self.layers = nn.Sequential(
+            nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)
@@ -75,9 +77,7 @@ def main(folder: str, plots: str | None) -> None:
     adam.evaluate(s2, val_dl, metrics=[ps.metric_accuracy])
 
     sgd = store.checkpoint("sgd", description="from adam's first train, with SGD")
-    f0 = ps.setup(
-        s1, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=1e-2, momentum=0.9), clear_epoch_scheduler=True
-    )
+    f0 = ps.setup(s1, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=1e-2, momentum=0.9), clear_epoch_scheduler=True)
     sgd.train(f0, train_dl, val_dl, epochs=20, **accuracy)
 
     cnn = store.checkpoint("cnn", description="small CNN with batch normalisation")

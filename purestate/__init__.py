@@ -36,7 +36,9 @@ from purestate.run import Store as Store
 from purestate.run import Summary as Summary
 from purestate.run import plot_metrics as plot_metrics
 from purestate.run import setup as setup
-from purestate.run._environment import VERSION as __version__
+from purestate.run._environment import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from purestate.core._diff import LeafDiff as LeafDiff
@@ -65,7 +67,9 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_LATER[name]), name)
     if name == "train":
-        raise AttributeError("purestate has no function train: ask a checkpoint, ps.Store(path).checkpoint(id).train(state, ...).")
+        raise AttributeError(
+            "purestate has no function train. Ask a checkpoint: ps.Store(path).checkpoint(id).train(state, ...)."
+        )
     raise AttributeError(f"module 'purestate' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""What a batch is: any nesting of lists, tuples, named tuples and mappings that holds tensors.
+"""What a batch is, any nesting of lists, tuples, named tuples and mappings that holds tensors; and what a `Feed` of them is.
 
 Two questions are asked of a batch, wherever it came from: how many samples it has, and that it be on a device.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from purestate.core._key import Key
 from purestate.errors import BatchError
 
-__all__ = ["Batch", "batch_size", "to_device"]
+__all__ = ["Batch", "Batches", "Feed", "batch_size", "to_device"]
 
 Batch = Any
 
@@ -109,3 +110,45 @@ def _describe(batch: Batch) -> str:
     if isinstance(batch, Mapping):
         return f"a {kind} with the keys {list(batch)[:4]!r}"
     return f"{batch!r}" if isinstance(batch, str | int | float | torch.Tensor) else f"a {kind}"
+
+
+class Batches(Iterator[Batch], Protocol):
+    """The batches of one epoch: an iterator that has to be closed where it is left early (`contextlib.closing`)."""
+
+    def close(self) -> object:
+        """End the epoch: put generators back, end workers that do not persist. Nothing where it has ended."""
+        ...
+
+
+class Feed(Protocol):
+    """Batches of a loader as a pure function of a key.
+
+    Neither the loader nor its samplers, generators and dataset are moved, nor the process-wide generators, once an epoch
+    has ended or was closed. Batches are to be read, not written to: those of a list are the caller's own.
+    """
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Samples an epoch."""
+        ...
+
+    def epoch(self, key: Key, start: int = 0) -> Batches:
+        """Return the batches of one epoch.
+
+        Args:
+            key: The epoch's own key: its order, per-sample seeds and worker seeds derive from it.
+            start: The first batch to give. Of a map-style dataset the samples before it are not loaded.
+
+        Returns:
+            The batches from ``start`` on. A second epoch of a feed ends the first.
+        """
+        ...
+
+    def close(self) -> None:
+        """End workers that persist. A closed feed may be used again."""
+        ...

@@ -11,10 +11,11 @@ import math
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from purestate.core._batch import Feed
 from purestate.core._capture import Runner
 from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums
@@ -24,21 +25,11 @@ from purestate.core._step import make_evaluate_step, make_gradient_step, make_pr
 from purestate.core._work import Working, require
 from purestate.errors import NonFiniteLossError, SetupError
 
-__all__ = ["Epoch", "Feed", "advanced", "evaluate", "find_lr", "predict", "train"]
+__all__ = ["Epoch", "advanced", "evaluate", "find_lr", "predict", "train"]
 
 
 _CAPTURE_EVALUATION = 32
 """Batches of a kind after which an evaluation is captured: capturing costs as much as hundreds of them."""
-
-class Feed(Protocol):
-    """Batches of a loader as a pure function of a key."""
-
-    batches: int
-    samples: int
-
-    def epoch(self, key: Key, start: int = 0) -> Any:
-        """Return an iterator over the batches of the epoch whose order and randomness derive from ``key``, to be closed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,61 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Generator, Sequence
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from purestate.core._batch import Batch, batch_size, to_device
+from purestate.core._batch import Batch, Feed, batch_size, to_device
 from purestate.core._key import Key
 from purestate.data._loader import IterableFeed, MapFeed
 from purestate.data._memory import MemoryFeed, in_memory
 from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
 
-__all__ = ["Batches", "Feed", "feed"]
-
-
-class Batches(Iterator[Batch], Protocol):
-    """The batches of one epoch: an iterator that has to be closed where it is left early (`contextlib.closing`)."""
-
-    def close(self) -> object:
-        """End the epoch: put generators back, end workers that do not persist. Nothing where it has ended."""
-        ...
-
-
-class Feed(Protocol):
-    """Batches of a loader as a pure function of a key.
-
-    Neither the loader nor its samplers, generators and dataset are moved, nor the process-wide generators, once an epoch
-    has ended or was closed. Batches are to be read, not written to: those of a list are the caller's own.
-    """
-
-    @property
-    def batches(self) -> int:
-        """Batches an epoch."""
-        ...
-
-    @property
-    def samples(self) -> int:
-        """Samples an epoch."""
-        ...
-
-    def epoch(self, key: Key, start: int = 0) -> Batches:
-        """Return the batches of one epoch.
-
-        Args:
-            key: The epoch's own key: its order, per-sample seeds and worker seeds derive from it.
-            start: The first batch to give. Of a map-style dataset the samples before it are not loaded.
-
-        Returns:
-            The batches from ``start`` on. A second epoch of a feed ends the first.
-        """
-        ...
-
-    def close(self) -> None:
-        """End workers that persist. A closed feed may be used again."""
-        ...
+__all__ = ["feed"]
 
 
 class ListFeed:

@@ -105,9 +105,7 @@ class Checkpoint:
         """
         began = time.perf_counter()
         progress = Progress(f"{self.id} train", epochs)
-        call = self._training(
-            state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, progress.update
-        )
+        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, progress.update)
         with progress:
             for _ in call.run():
                 pass
@@ -284,7 +282,8 @@ class Checkpoint:
         self._ledger.refresh()
         rows = [f"Checkpoint({self.id!r}{f', {self.description!r}' if self.description else ''})"]
         for op, train, record in self._ledger.chain.finished():
-            rows.append(f"  train {op}: {record.body['last']} epochs, {len(train.done)} answers, {record.body['out']['hash'][:11]}")
+            body = record.body
+            rows.append(f"  train {op}: {body['last']} epochs, {len(train.done)} answers, {body['out']['hash'][:11]}")
         rows += [f"  {record.kind}: {record.body['input'][:11]}" for record in self._ledger.chain.readers.values()]
         return "\n".join(rows)
 
@@ -322,9 +321,7 @@ class Checkpoint:
                 argument="val_dl",
             )
         question = ask_train(state, train_dl, val_dl, metrics=known, warmup=warmup, watch=watch)
-        return Training(
-            self._ledger, state, (train_dl, val_dl), question, selection, known, warmup, self._notify, progress
-        )
+        return Training(self._ledger, state, (train_dl, val_dl), question, selection, known, warmup, self._notify, progress)
 
     def _read(self, reader: Reader) -> Any:
         began = time.perf_counter()

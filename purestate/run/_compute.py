@@ -209,6 +209,7 @@ class Computation:
         best = last if choice.best in (None, choice.last) else call.state_at(train, choice.best)
         returned = choice.returned(selection)
         out = last if returned == choice.last else combine(best, last)
+        kept = {choice.last: last} | ({} if choice.best is None else {choice.best: best})
         items: Items = {}
         body: dict[str, Any] = {
             "of": train.start.seq,
@@ -217,7 +218,7 @@ class Computation:
             "best": choice.best,
             "returned": returned,
             "out": _keep(out, items),
-            "kept": {str(choice.last): _keep(last, items)} | ({} if choice.best is None else {str(choice.best): _keep(best, items)}),
+            "kept": {str(n): _keep(state, items) for n, state in kept.items()},
         }
         if not train.done and call.state.origin.parent is None:
             body["input"] = _keep(call.state, items)

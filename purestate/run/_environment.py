@@ -20,7 +20,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     Args:
         device: Where the op runs.
     """
-    facts = {
+    facts: dict[str, Any] = {
         **_versions(),
         "device": device.type,
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -103,9 +103,7 @@ def ask_evaluate(state: State, loader: Any, metrics: Sequence[Metric]) -> Reader
     return Reader("evaluate", state, question, time.perf_counter() - began, compute, lambda json, _: decode(json))
 
 
-def ask_find_lr(
-    state: State, loader: Any, changes: Mapping[str, Any], epochs: int, min_rate: float, max_rate: float
-) -> Reader:
+def ask_find_lr(state: State, loader: Any, changes: Mapping[str, Any], epochs: int, min_rate: float, max_rate: float) -> Reader:
     """Ask for the losses of a learning rate sweep."""
     began = _begin(state, "template", "find_lr")
     if any(value is not None for value in changes.values()):

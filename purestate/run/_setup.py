@@ -88,7 +88,9 @@ def setup(
     """
     if not isinstance(state, State):
         raise SetupError(
-            f"setup: expected a State first, got {type(state).__name__}.", fix="Make one: ps.init(module, seed=0).", argument="state"
+            f"setup: expected a State first, got {type(state).__name__}.",
+            fix="Make one: ps.init(module, seed=0).",
+            argument="state",
         )
     if state.recipe is None:
         require(state, "optimizer", "setup")
@@ -103,7 +105,9 @@ def setup(
     cleared = {"epoch_scheduler": clear_epoch_scheduler, "step_scheduler": clear_step_scheduler}
     for name in COMPONENTS:
         if factories[name] is not None and cleared.get(name):
-            raise SetupError(f"setup: clear_{name} and {name}_cls were both given.", fix="Give one of them.", argument=f"clear_{name}")
+            raise SetupError(
+                f"setup: clear_{name} and {name}_cls were both given.", fix="Give one of them.", argument=f"clear_{name}"
+            )
         if factories[name] is not None or cleared.get(name):
             changed[name], fresh[name] = factories[name], None
     changed |= _clip(state.recipe, clip_grad_norm, clip_grad_value) | _precision(precision)
@@ -125,7 +129,9 @@ def _loss(cls: type | None, args: _Args, loss: Callable[..., Any] | None, fn: Ca
         return {}
     if fn is not None:
         if args is not None:
-            raise SetupError("setup: loss_args go with loss_cls.", fix="Bind them: functools.partial(loss_fn, ...).", argument="loss_args")
+            raise SetupError(
+                "setup: loss_args go with loss_cls.", fix="Bind them: functools.partial(loss_fn, ...).", argument="loss_args"
+            )
         return {"loss": None, "loss_args": None, "loss_fn": fn, "loss_description": {"fn": describe(fn)}}
     if loss is not None:
         if isinstance(loss, type):
@@ -155,6 +161,7 @@ def _precision(name: str | None) -> dict[str, Any]:
         return {}
     if name != "float32" and name not in PRECISIONS:
         raise SetupError(
-            f"setup: precision must be one of {', '.join(map(repr, ('float32', *PRECISIONS)))}, got {name!r}.", argument="precision"
+            f"setup: precision must be one of {', '.join(map(repr, ('float32', *PRECISIONS)))}, got {name!r}.",
+            argument="precision",
         )
     return {"precision": None if name == "float32" else name}

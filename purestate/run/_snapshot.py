@@ -75,9 +75,9 @@ def restore(json: Mapping[str, Any], reader: _Reader, *, recipe: Recipe | None, 
     read = _once(reader.get)
     for name in ("params", "frozen", "buffers", "ema"):
         if name in json:
-            fields[name] = _get_leaves(json[name], json[name]["names"], read, device, name)
+            fields[name] = _get_leaves(json[name], read, device, name)
     if "beside" in json["params"]:
-        fields["buffers"] = _get_leaves(json["params"]["beside"] | {"item": json["params"]["item"]}, None, read, device, "buffers")
+        fields["buffers"] = _get_leaves(json["params"]["beside"] | {"item": json["params"]["item"]}, read, device, "buffers")
     for name in (*COMPONENTS, "extra"):
         if "skeleton" in json.get(name, {}):
             fields[name] = _get_component(json[name], read, device, name)
@@ -122,12 +122,11 @@ def _layout(leaves: Leaves) -> dict[str, Any]:
 
 def _get_leaves(
     json: Mapping[str, Any],
-    names: list[str] | None,
     read: Callable[[str], Mapping[str, torch.Tensor]],
     device: torch.device,
     where: str,
 ) -> Leaves:
-    names = json["names"] if names is None else names
+    names: list[str] = json["names"]
     orders = json.get("orders", {})
 
     def load() -> dict[str, torch.Tensor]:
@@ -175,11 +174,13 @@ def _pack(leaves: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
     for path, tensor in leaves.items():
         groups.setdefault(f"{path.rsplit('/', 1)[-1]}.{dtype_name(tensor.dtype)}", []).append(path)
     vectors = {name: torch.cat([leaves[path].reshape(-1) for path in paths]) for name, paths in groups.items()}
-    layout = {
-        name: [[path, list(leaves[path].shape), *([list(order)] if (order := stride_order(leaves[path])) else [])] for path in paths]
-        for name, paths in groups.items()
-    }
+    layout = {name: [_entry(path, leaves[path]) for path in paths] for name, paths in groups.items()}
     return {name: vector for name, vector in vectors.items() if vector.numel()}, layout
+
+
+def _entry(path: str, leaf: torch.Tensor) -> list[Any]:
+    order = stride_order(leaf)
+    return [path, list(leaf.shape)] + ([] if order is None else [list(order)])
 
 
 def _unpack(vectors: Mapping[str, torch.Tensor], layout: Mapping[str, Any]) -> dict[str, torch.Tensor]:

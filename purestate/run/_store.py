@@ -112,7 +112,9 @@ class _Store:
                 last = i == len(children[above]) - 1
                 branch = "" if above is None else "└─ " if last else "├─ "
                 at = f" (from train {info.parent['op']})" if info.parent and above is not None else ""
-                found.append(f"{indent}{branch}{info.id}{at}: {info.trains} trains, {info.epochs} epochs, {(info.state or '')[:11]}")
+                found.append(
+                    f"{indent}{branch}{info.id}{at}: {info.trains} trains, {info.epochs} epochs, {(info.state or '')[:11]}"
+                )
                 found += lines(info.id, indent + ("" if above is None else "   " if last else "│  "))
             return found
 
@@ -217,7 +219,7 @@ class Store(_Store):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._backend = DiskBackend(path)
+        self._backend = self._disk = DiskBackend(path)
 
     def path(self, id: str, subtree: str = "params", *, op: int | None = None, best: bool = False) -> Path:
         """Return the folder of one subtree of a snapshot, which plain Orbax restores.
@@ -236,13 +238,14 @@ class Store(_Store):
         body = record.body
         snapshot = body["kept"][str(body["best"])] if best and body["best"] is not None else body["out"]
         digest = snapshot.get(subtree, {}).get("item")
+        items = [name for name, part in snapshot.items() if isinstance(part, dict) and "item" in part]
         if digest is None:
             raise MissingSnapshotError(
                 f"checkpoint {id!r}: the snapshot has no item {subtree!r}.",
                 cause="Empty and small subtrees are in the record, small buffers are beside the parameters.",
-                fix=f"It has {', '.join(repr(name) for name, part in snapshot.items() if isinstance(part, dict) and 'item' in part)}.",
+                fix=f"It has {', '.join(map(repr, items))}.",
             )
-        return self._backend.item_path(digest)
+        return self._disk.item_path(digest)
 
     def __repr__(self) -> str:
         return f"Store({str(self._backend.path)!r})"
@@ -266,7 +269,8 @@ def _answer(ledger: Ledger, op: int | None) -> tuple[Trajectory, RecordLike]:
     finished = {number: (train, record) for number, train, record in ledger.chain.finished()}
     if not finished or (op is not None and op not in finished):
         raise MissingSnapshotError(
-            f"checkpoint {ledger.id!r} has no finished train{'' if op is None else f' {op}'}; it has {sorted(finished) or 'none'}.",
+            f"checkpoint {ledger.id!r} has no finished train{'' if op is None else f' {op}'}; "
+            f"it has {sorted(finished) or 'none'}.",
             fix="Run the script that trains it again: it goes on from its last finished epoch.",
         )
     return finished[max(finished) if op is None else op]

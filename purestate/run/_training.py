@@ -151,7 +151,8 @@ class Training:
         assert self.result is not None
         train = self.ledger.chain.find(self.question.digest)
         record = train and train.answer(self.selection.json())
-        assert train is not None and record is not None
+        assert train is not None
+        assert record is not None
         history, body = train.history(), record.body
         returned = history[body["returned"]]
         shown = [f"val_{self.selection.watch}", "val_loss"] if f"val_{self.selection.watch}" in returned else ["train_loss"]

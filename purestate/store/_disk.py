@@ -71,6 +71,10 @@ class DiskBackend:
         """Return a context in which no item disappears."""
         return self._shared.hold(timeout)
 
+    def item_path(self, digest: str) -> Path:
+        """Return the folder of an item, which may not be there."""
+        return self._layout.item(digest)
+
     def has(self, digest: str) -> bool:
         """Return whether an item is there."""
         return self._items.has(digest)
