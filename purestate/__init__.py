@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from purestate.core._init import init as init
+from purestate.core._init import to_module as to_module
 from purestate.core._key import Key as Key
 from purestate.core._metrics import Metric as Metric
 from purestate.core._metrics import metric as metric
 from purestate.core._metrics import metric_accuracy as metric_accuracy
 from purestate.core._metrics import metric_binaccuracy as metric_binaccuracy
 from purestate.core._state import State as State
-from purestate.core._state import init as init
 from purestate.core._state import state_hash as state_hash
-from purestate.core._state import to_module as to_module
 from purestate.errors import PureStateError as PureStateError
 from purestate.errors import StaleRecordError as StaleRecordError
 from purestate.run import Checkpoint as Checkpoint

@@ -14,6 +14,7 @@ import logging
 import operator
 import random
 import re
+import sys
 import types
 import typing
 import uuid
@@ -21,6 +22,7 @@ import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +55,7 @@ def content(walker: Walker, obj: Any) -> Json:
     write = _EXACT.get(kind)
     if write is not None:
         return write(walker, obj)
-    for base, write in _KINDS:
+    for base, write in _kinds("numpy.random" in sys.modules):
         if isinstance(obj, base):
             walker.installed_module(kind.__module__)
             return write(walker, obj)
@@ -242,8 +244,6 @@ _KINDS: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
     (torch.Generator, lambda walker, value: {"generator": walker.inner("state", value.get_state()), "device": str(value.device)}),
     (np.dtype, _as("dtype", lambda value: repr(value.descr) if value.names else value.str)),
     (np.ufunc, _as("ufunc", lambda value: value.__name__)),
-    (np.random.Generator, _as("generator", lambda value: value.bit_generator.state)),
-    (np.random.BitGenerator | np.random.RandomState, _as("generator", lambda value: _legacy_state(value))),
     (random.Random, _as("generator", lambda value: value.getstate())),
     (PurePath, _as("path", lambda value: value.as_posix())),
     (re.Pattern, _as("pattern", lambda value: [value.pattern, value.flags])),
@@ -260,6 +260,18 @@ _KINDS: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
     (uuid.UUID, _as("uuid", lambda value: value.int)),
     (torch.finfo | torch.iinfo, _as("info", str)),
 )
+
+
+@cache
+def _kinds(numpy_random: bool) -> tuple[tuple[Any, Callable[[Walker, Any], Json]], ...]:
+    """Return the table. Without ``numpy.random``, which numpy imports when it is first used, nobody has its generators."""
+    if not numpy_random:
+        return _KINDS
+    return (
+        *_KINDS,
+        (np.random.Generator, _as("generator", lambda value: value.bit_generator.state)),
+        (np.random.BitGenerator | np.random.RandomState, _as("generator", lambda value: _legacy_state(value))),
+    )
 
 
 def _legacy_state(generator: Any) -> Any:

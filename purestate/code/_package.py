@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import sysconfig
 from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -24,7 +23,7 @@ Package = tuple[str, str]
 _PYTHON: Package = ("python", f"{sys.version_info[0]}.{sys.version_info[1]}")
 _OURS = str(Path(__file__).resolve().parents[1]) + os.sep
 _SITE = re.compile(r"^(.*[/\\](?:site|dist)-packages)[/\\]([^/\\]+)")
-_STDLIB = tuple({os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib")})
+_STDLIB = os.path.join(os.path.dirname(os.__file__), "")
 
 
 @cache

@@ -48,7 +48,7 @@ def diff(a: State, b: State) -> list[LeafDiff]:
 
     Example:
         >>> from torch import nn
-        >>> from purestate.core._state import init
+        >>> from purestate.core._init import init
         >>> a, b = init(lambda: nn.Linear(1, 1), seed=0), init(lambda: nn.Linear(1, 1), seed=1)
         >>> [leaf.path for leaf in diff(a, b)]
         ["params['weight']", "params['bias']", 'key']
@@ -76,8 +76,8 @@ def _diff_leaves(where: str, a: Leaves, b: Leaves) -> list[LeafDiff]:
     found: list[LeafDiff] = []
     for name in dict.fromkeys([*a, *b]):
         if name not in a or name not in b:
-            specs = [str(spec_of(leaves[name])) if name in leaves else "none" for leaves in (a, b)]
-            found.append(LeafDiff(f"{where}[{name!r}]", *specs))
+            ours, theirs = (str(spec_of(leaves[name])) if name in leaves else "none" for leaves in (a, b))
+            found.append(LeafDiff(f"{where}[{name!r}]", ours, theirs))
         elif a.hashes[name] != b.hashes[name]:
             found.append(_diff_leaf(f"{where}[{name!r}]", a[name], b[name]))
     return found
@@ -126,6 +126,6 @@ def _diff_json(path: str, a: Any, b: Any) -> Iterator[LeafDiff]:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from _diff_json(f"{path}[{i}]", x, y)
     else:
-        texts = ["none" if value is _NOTHING else canonical_json(value).decode() for value in (a, b)]
-        if texts[0] != texts[1]:
-            yield LeafDiff(path, *texts)
+        ours, theirs = ("none" if value is _NOTHING else canonical_json(value).decode() for value in (a, b))
+        if ours != theirs:
+            yield LeafDiff(path, ours, theirs)

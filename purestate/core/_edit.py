@@ -9,9 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from purestate.core._optim import replace_learning_rates, stored_learning_rates
-from purestate.core._state import State
+from purestate.core._state import State, require
 from purestate.core._tree import Leaves
-from purestate.core._work import require
 from purestate.errors import SetupError, StateError
 
 __all__ = ["freeze", "set_lr", "unfreeze"]
@@ -59,7 +58,7 @@ def freeze(state: State, *patterns: str) -> State:
 
     Example:
         >>> from torch import nn
-        >>> from purestate.core._state import init
+        >>> from purestate.core._init import init
         >>> state = freeze(init(lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))), "0.*")
         >>> list(state.params), list(state.frozen)
         (['1.weight', '1.bias'], ['0.weight', '0.bias'])

@@ -20,9 +20,9 @@ from purestate.core._capture import Runner
 from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums
 from purestate.core._seeds import preserved_generators, seed_all
-from purestate.core._state import State
+from purestate.core._state import State, require
 from purestate.core._step import make_evaluate_step, make_gradient_step, make_predict_step
-from purestate.core._work import Working, require
+from purestate.core._work import Working
 from purestate.errors import NonFiniteLossError, SetupError
 
 __all__ = ["Epoch", "advanced", "evaluate", "find_lr", "predict", "train"]

@@ -13,9 +13,9 @@ from purestate.core._key import Tag
 from purestate.core._metrics import Metric, Sums, as_metrics
 from purestate.core._module import fresh_copy
 from purestate.core._seeds import preserved_generators, seed_all
-from purestate.core._state import State
+from purestate.core._state import State, require
 from purestate.core._step import make_gradient_step
-from purestate.core._work import Working, require
+from purestate.core._work import Working
 
 __all__ = ["make_loss", "make_step"]
 

@@ -10,23 +10,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import optree
 import torch
-from torch import nn
 from torch.utils import _pytree as torch_pytree
 
 from purestate.core import _module, _plain
 from purestate.core._component import Component
 from purestate.core._hash import scalar_hash, short, tree_hash
-from purestate.core._key import Key, Tag
+from purestate.core._key import Key
 from purestate.core._recipe import Recipe
-from purestate.core._seeds import preserved_generators, seed_all
 from purestate.core._tree import LeafSpec, Leaves, check_same_names, spec_of
 from purestate.errors import FrozenStateError, MutatedStateError, SetupError, StateError, UnsupportedError
 
-__all__ = ["COMPONENTS", "SUBTREES", "Counters", "Origin", "State", "component_digest", "init", "state_hash", "to_module"]
+__all__ = ["COMPONENTS", "SUBTREES", "Counters", "Origin", "State", "component_digest", "require", "state_hash"]
 
 SUBTREES = ("params", "frozen", "buffers")
 COMPONENTS = ("optimizer", "epoch_scheduler", "step_scheduler")
@@ -76,10 +74,11 @@ class State:
         origin: What it was made from.
 
     Example:
-        >>> state = init(lambda: nn.Linear(2, 1), seed=0)
+        >>> import purestate as ps
+        >>> state = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
         >>> list(state.params), state.counters.step
         (['weight', 'bias'], 0)
-        >>> state.hash == init(lambda: nn.Linear(2, 1), seed=0).hash
+        >>> state.hash == ps.init(lambda: torch.nn.Linear(2, 1), seed=0).hash
         True
     """
 
@@ -111,6 +110,8 @@ class State:
     extra: Component | None
     recipe: Recipe | None
     origin: Origin
+    _hash: str | None
+    _digests: dict[str, str] | None
 
     _defaults: ClassVar[dict[str, Any]] = {
         "optimizer": None,
@@ -184,7 +185,7 @@ class State:
         """``'b3:'`` and 64 hexadecimal digits: the same in every process for the same bits. Computed once."""
         if self._hash is None:
             object.__setattr__(self, "_hash", f"b3:{tree_hash(self.digests)}")
-        return self._hash
+        return cast("str", self._hash)
 
     def __eq__(self, other: object) -> bool:
         return self.hash == other.hash if isinstance(other, State) else NotImplemented
@@ -348,72 +349,24 @@ class State:
         return rows
 
 
-def init(module: nn.Module | Callable[[], nn.Module], *, seed: int = 0, device: torch.device | str | None = None) -> State:
-    """Make the first state of a model.
-
-    Args:
-        module: A function without arguments that builds a module, which runs under ``seed``; or a module, whose weights
-            are taken as they are. The module is copied, never modified or kept.
-        seed: Seeds the builder, and the key from which all later randomness derives. ``-2**63 <= seed < 2**64``.
-        device: Where the state goes; where the module is, if left out.
-
-    Returns:
-        A state without optimizer and loss: see `purestate.setup`.
+def require(state: State, part: str, op: str) -> Recipe:
+    """Return the recipe of a state, or say what it lacks.
 
     Raises:
-        UnsupportedError: The module has uninitialised lazy parameters, or cannot be copied.
-        SetupError: The seed is no integer in that range.
-
-    Example:
-        >>> init(lambda: nn.Linear(2, 1), seed=0).params["weight"].shape
-        torch.Size([1, 2])
+        SetupError: The state has no recipe, or its recipe has no such part.
     """
-    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
-        raise SetupError(f"init: expected a seed from -2**63 to 2**64 - 1, got {seed!r}.", argument="seed")
-    key = Key.from_seed(seed)
-    if not isinstance(module, nn.Module) and callable(module):
-        with preserved_generators():
-            seed_all(key.derive(Tag.INIT).seed)
-            module = module()
-    if not isinstance(module, nn.Module):
-        raise UnsupportedError(
-            f"init: expected a torch.nn.Module or a function that builds one, got {type(module).__name__}.",
-            fix="Write ps.init(lambda: MyModule(), seed=0).",
+    if state.recipe is None:
+        raise SetupError(
+            f"{op}: the state does not know its module: it was loaded without one.",
+            fix="Load it with one: store.load(id, like=module_or_state).",
+            argument="state",
         )
-    template, params, frozen, buffers = _module.take_apart(module)
-    state = State(
-        params=Leaves(params, "params"),
-        frozen=Leaves(frozen, "frozen"),
-        buffers=Leaves(buffers, "buffers"),
-        key=key,
-        recipe=Recipe(template),
-        origin=Origin(None, ({"init": {"seed": seed}},)),
-    )
-    return state if device is None else state.to(device)
-
-
-def to_module(state: State, module: nn.Module) -> nn.Module:
-    """Fill a module with a state's parameters and buffers, and return it.
-
-    Args:
-        state: Not modified; the module gets copies.
-        module: A module of the same structure. Its tensors are replaced in place and take the state's device.
-
-    Raises:
-        TreeMismatchError: Names, shapes or dtypes differ; the first is named.
-
-    Example:
-        >>> state = init(lambda: nn.Linear(2, 1), seed=0)
-        >>> net = to_module(state, nn.Linear(2, 1))
-        >>> torch.equal(net.weight, state.params["weight"])
-        True
-    """
-    if not isinstance(module, nn.Module):
-        raise UnsupportedError(
-            f"to_module: expected a torch.nn.Module to fill, got {type(module).__name__}.",
-            fix="Build one: to_module(state, MyModule()).",
+    if not (state.recipe.has_loss if part == "loss" else getattr(state.recipe, part) is not None):
+        example = "loss_cls=torch.nn.CrossEntropyLoss" if part == "loss" else "optimizer_cls=torch.optim.Adam"
+        raise SetupError(
+            f"{op}: the state has no {part}.", fix=f"Give it one: state = ps.setup(state, {example}).", argument=part
         )
-    return _module.put_together(module, dict(state.params), dict(state.frozen), dict(state.buffers))
+    return state.recipe
 
 
 def state_hash(state: State) -> str:
@@ -427,8 +380,8 @@ def component_digest(component: Component) -> str:
     return tree_hash({"leaves": leaves.digest, "skeleton": scalar_hash(component.skeleton)})
 
 
-def _summary(leaves: Leaves) -> str:
-    if not leaves.loaded:
+def _summary(leaves: Mapping[str, torch.Tensor]) -> str:
+    if isinstance(leaves, Leaves) and not leaves.loaded:
         return "not read yet"
     elements = sum(tensor.numel() for tensor in leaves.values())
     dtypes = sorted({str(spec_of(tensor).dtype).removeprefix("torch.") for tensor in leaves.values()})
@@ -474,13 +427,17 @@ def _unflatten(meta: _Meta, children: Any) -> State:
         leaves = Leaves(tensors, name)
         old = getattr(meta.state, name)
         fields[name] = Component(old.skeleton, leaves) if isinstance(old, Component) else leaves
-    return meta.state.derived({"replace": sorted(fields)}, **fields)
+    origin = meta.state.origin
+    # a hash that is known; inside a transform none can be computed
+    base = origin.base or meta.state._hash
+    return meta.state._with(**fields, origin=Origin(base, (*origin.acts, {"replace": sorted(fields)}), origin.parent))
 
 
-optree.register_pytree_node(
+# optree's types know collections only, and its name for the namespace of everybody is not exported
+cast("Any", optree).register_pytree_node(
     State,
     lambda state: (*_flatten(state), None),
     _unflatten,
-    namespace=optree.registry.__GLOBAL_NAMESPACE,
+    namespace=cast("Any", optree).registry.__GLOBAL_NAMESPACE,
 )
 torch_pytree.register_pytree_node(State, _flatten, lambda children, meta: _unflatten(meta, children))

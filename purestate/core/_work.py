@@ -14,13 +14,12 @@ from torch import nn
 
 from purestate.core._module import written_in_forward
 from purestate.core._optim import export_optimizer, learning_rates, with_moments_of
-from purestate.core._recipe import Recipe
 from purestate.core._sched import export_scheduler, start, step_scheduler
-from purestate.core._state import Counters, State
+from purestate.core._state import Counters, State, require
 from purestate.core._tree import Leaves
 from purestate.errors import SetupError, UnsupportedError
 
-__all__ = ["Working", "combine", "require"]
+__all__ = ["Working", "combine"]
 
 _SCHEDULERS = ("epoch_scheduler", "step_scheduler")
 
@@ -132,26 +131,6 @@ class Working:
             **fields,
             **rest,
         )
-
-
-def require(state: State, part: str, op: str) -> Recipe:
-    """Return the recipe of a state, or say what it lacks.
-
-    Raises:
-        SetupError: The state has no recipe, or its recipe has no such part.
-    """
-    if state.recipe is None:
-        raise SetupError(
-            f"{op}: the state does not know its module: it was loaded without one.",
-            fix="Load it with one: store.load(id, like=module_or_state).",
-            argument="state",
-        )
-    if not (state.recipe.has_loss if part == "loss" else getattr(state.recipe, part) is not None):
-        example = "loss_cls=torch.nn.CrossEntropyLoss" if part == "loss" else "optimizer_cls=torch.optim.Adam"
-        raise SetupError(
-            f"{op}: the state has no {part}.", fix=f"Give it one: state = ps.setup(state, {example}).", argument=part
-        )
-    return state.recipe
 
 
 def combine(best: State, last: State) -> State:

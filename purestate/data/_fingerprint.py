@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from purestate.core._hash import canonical_json, dtype_name, leaf_hash, scalar_hash
 from purestate.core._key import Key
 from purestate.core._seeds import preserved_generators, seed_all
-from purestate.data._generators import GENERATORS, find_generators, generator_state, seed_generator, set_generator_state
+from purestate.data._generators import find_generators, generator_state, is_generator, seed_generator, set_generator_state
 from purestate.errors import FingerprintError
 
 __all__ = ["DataPrint", "describe_data"]
@@ -39,7 +39,7 @@ _KINDS = ("content", "files", "declared", "probed")  # a loader is of the last k
 _PROBES = 16
 _FEW = 64
 _LONG = 120
-_DATA = (torch.Tensor, np.ndarray, Dataset, *GENERATORS)
+_DATA = (torch.Tensor, np.ndarray, Dataset)
 _PATH_WORDS = ("root", "dir", "folder", "path", "file")
 
 
@@ -138,7 +138,7 @@ class _Survey:
         for name, value in sorted(getattr(sampler, "__dict__", {}).items()):
             if isinstance(value, Sampler):
                 self.sampler(value, f"{place}.{name}", dataset)
-            elif name != "generator" and value is not dataset and not isinstance(value, GENERATORS):
+            elif name != "generator" and value is not dataset and not is_generator(value):
                 self.value(value, f"{place}.{name}")
 
     def code(self, obj: Any, place: str) -> Json:
@@ -155,7 +155,7 @@ class _Survey:
             self.parts[place] = _array(value)
         elif isinstance(value, Dataset):
             self.dataset(cast("Any", value), place)
-        elif isinstance(value, GENERATORS):
+        elif is_generator(value):
             self.parts[place] = f"{type(value).__module__}.{type(value).__qualname__}, seeded from the key"
         elif type(value) in (list, tuple, range) and len(value) > _FEW and set(map(type, value)) == {int} and _fits(value):
             # the indices of a subset: as JSON they cost three times as much
@@ -252,7 +252,7 @@ def _holds_data(value: Any) -> bool:
     """Tell whether a container holds tensors or the like; one that does not is described in one go."""
     if type(value) is dict:
         return any(map(_holds_data, value.values()))
-    return any(map(_holds_data, value)) if type(value) in (list, tuple) else isinstance(value, _DATA)
+    return any(map(_holds_data, value)) if type(value) in (list, tuple) else isinstance(value, _DATA) or is_generator(value)
 
 
 def _declared(survey: _Survey, obj: Any, place: str) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 import types
 from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -18,15 +19,24 @@ import torch
 from purestate.core._key import Key
 from purestate.errors import HiddenStateError
 
-__all__ = ["GENERATORS", "OwnGenerator", "find_generators", "generator_state", "seed_generator", "set_generator_state", "walk"]
+__all__ = ["OwnGenerator", "find_generators", "generator_state", "is_generator", "seed_generator", "set_generator_state", "walk"]
 
-OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | np.random.BitGenerator | random.Random
-GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
+OwnGenerator: TypeAlias = "torch.Generator | np.random.Generator | np.random.RandomState | np.random.BitGenerator | random.Random"
 
 _LONGEST = 1000
 """A longer container is data: looking for generators in a million file names would cost more than it finds."""
 
 _PLAIN = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic)
+
+
+def is_generator(item: Any) -> TypeGuard[OwnGenerator]:
+    """Whether an object is a generator that can be seeded."""
+    if isinstance(item, torch.Generator | random.Random):
+        return True
+    # numpy imports its generators when they are first used: before that nobody has one
+    if "numpy.random" not in sys.modules:
+        return False
+    return isinstance(item, np.random.Generator | np.random.RandomState | np.random.BitGenerator)
 
 
 def walk(root: Any, where: str, skip: Container[int] = ()) -> Iterator[tuple[str, Any]]:
@@ -49,7 +59,7 @@ def walk(root: Any, where: str, skip: Container[int] = ()) -> Iterator[tuple[str
             continue
         seen.add(id(item))
         yield path, item
-        if not isinstance(item, GENERATORS) and id(item) not in skip:
+        if not is_generator(item) and id(item) not in skip:
             stack.extend(reversed(list(_children(path, item))))
 
 
@@ -59,7 +69,7 @@ def find_generators(root: Any, where: str, skip: Container[int] = ()) -> list[Ow
     Raises:
         HiddenStateError: One of them draws from the operating system, which no seed can reach.
     """
-    found = [(path, item) for path, item in walk(root, where, skip) if isinstance(item, GENERATORS)]
+    found = [(path, item) for path, item in walk(root, where, skip) if is_generator(item)]
     for path, item in found:
         if isinstance(item, random.SystemRandom):
             raise HiddenStateError(

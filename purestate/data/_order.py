@@ -28,10 +28,10 @@ from torch.utils.data import (
 from purestate.core._key import Key, Tag
 from purestate.core._seeds import preserved_generators, seed_all
 from purestate.data._generators import (
-    GENERATORS,
     OwnGenerator,
     find_generators,
     generator_state,
+    is_generator,
     seed_generator,
     set_generator_state,
     walk,
@@ -247,7 +247,7 @@ def _attributes(sampler: Any, shared: dict[int, Any]) -> dict[str, Any]:
     """Return the plain values that a sampler holds, by path, as copies."""
     values: dict[str, Any] = {}
     for path, item in walk(sampler, type(sampler).__name__, shared):
-        if id(item) in shared or isinstance(item, GENERATORS):
+        if id(item) in shared or is_generator(item):
             continue
         for name, value in getattr(item, "__dict__", {}).items():
             if isinstance(value, bool | int | float | str | torch.Tensor | np.ndarray | list | tuple | dict | set):

@@ -14,8 +14,7 @@ import torch
 
 from purestate.core._metrics import Metric, as_metrics
 from purestate.core._plain import decode
-from purestate.core._state import State
-from purestate.core._work import require
+from purestate.core._state import State, require
 from purestate.errors import MetricError, SetupError, StateError
 from purestate.run._answers import Curve, EpochView, History, Summary, as_history
 from purestate.run._ask import ask_train

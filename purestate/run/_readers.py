@@ -15,8 +15,7 @@ import torch
 from purestate.core._hash import leaf_hash, tree_hash
 from purestate.core._metrics import Metric
 from purestate.core._plain import decode, encode, join, split
-from purestate.core._state import State
-from purestate.core._work import require
+from purestate.core._state import State, require
 from purestate.errors import SetupError, UnsupportedError
 from purestate.run._answers import Curve
 from purestate.run._ask import ask_reader

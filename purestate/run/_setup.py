@@ -16,8 +16,7 @@ from purestate.code import describe
 from purestate.core._factory import Factory
 from purestate.core._loss import make_objective
 from purestate.core._recipe import PRECISIONS, Clip, Recipe
-from purestate.core._state import COMPONENTS, State
-from purestate.core._work import require
+from purestate.core._state import COMPONENTS, State, require
 from purestate.errors import SetupError
 
 __all__ = ["setup"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from purestate.core._component import Component
 from purestate.core._hash import dtype_name, leaf_bytes, leaf_hash, tree_hash
@@ -19,6 +20,7 @@ from purestate.core._key import Key
 from purestate.core._recipe import Recipe
 from purestate.core._state import COMPONENTS, Counters, State, component_digest
 from purestate.core._tree import Leaves, in_order, stride_order
+from purestate.errors import TreeMismatchError
 
 __all__ = ["Items", "restore", "snapshot"]
 
@@ -75,9 +77,10 @@ def restore(json: Mapping[str, Any], reader: _Reader, *, recipe: Recipe | None, 
     read = _once(reader.get)
     for name in ("params", "frozen", "buffers", "ema"):
         if name in json:
-            fields[name] = _get_leaves(json[name], read, device, name)
+            fields[name] = _get_leaves(json[name], read, device, name, recipe)
     if "beside" in json["params"]:
-        fields["buffers"] = _get_leaves(json["params"]["beside"] | {"item": json["params"]["item"]}, read, device, "buffers")
+        beside = json["params"]["beside"] | {"item": json["params"]["item"]}
+        fields["buffers"] = _get_leaves(beside, read, device, "buffers", recipe)
     for name in (*COMPONENTS, "extra"):
         if "skeleton" in json.get(name, {}):
             fields[name] = _get_component(json[name], read, device, name)
@@ -125,15 +128,34 @@ def _get_leaves(
     read: Callable[[str], Mapping[str, torch.Tensor]],
     device: torch.device,
     where: str,
+    recipe: Recipe | None,
 ) -> Leaves:
     names: list[str] = json["names"]
     orders = json.get("orders", {})
 
     def load() -> dict[str, torch.Tensor]:
         item = read(json["item"])
+        if recipe is not None:
+            _must_fit(recipe.template, {name: item[name] for name in names}, where)
         return {name: in_order(item[name], _tuple(orders.get(name))).to(device) for name in names}
 
     return Leaves.lazy(json["digest"], load, device, where) if names else Leaves(where=where)
+
+
+def _must_fit(template: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse tensors of other shapes than the module's: some modules would compute something with them all the same."""
+    expected = {name: tensor.shape for name, tensor in (*template.named_parameters(), *template.named_buffers())}
+    for name, tensor in tensors.items():
+        if name in expected and tensor.shape != expected[name]:
+            path = f"{where}[{name!r}]"
+            raise TreeMismatchError(
+                f"{path} has the shape {tuple(tensor.shape)} in the store and {tuple(expected[name])} in the module.",
+                cause="The snapshot is of a model of another size.",
+                fix="Load it like the module it was trained with: store.load(id, like=module).",
+                path=path,
+                expected=tuple(expected[name]),
+                actual=tuple(tensor.shape),
+            )
 
 
 def _tuple(order: list[int] | None) -> tuple[int, ...] | None:

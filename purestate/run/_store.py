@@ -22,7 +22,6 @@ from purestate.run._checkpoint import Checkpoint
 from purestate.run._ledger import Ledger
 from purestate.store._backend import Backend
 from purestate.store._disk import DiskBackend
-from purestate.store._memory import MemoryBackend, NullBackend
 
 __all__ = ["CheckpointInfo", "MemoryStore", "NullStore", "Store"]
 
@@ -255,6 +254,8 @@ class MemoryStore(_Store):
     """A store that lives as long as the object: for tests and notebooks."""
 
     def __init__(self) -> None:
+        from purestate.store._memory import MemoryBackend
+
         self._backend = MemoryBackend()
 
 
@@ -262,6 +263,8 @@ class NullStore(_Store):
     """A store that keeps nothing: every call computes."""
 
     def __init__(self) -> None:
+        from purestate.store._memory import NullBackend
+
         self._backend = NullBackend()
 
 
