@@ -238,12 +238,12 @@ def in_a_child(store, seconds):
 
 path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 random.seed(seed)
-moments = [random.uniform(0.05, 4.0) for _ in range(kills)]
+moments = [random.uniform(0.05, 3.0) for _ in range(kills)]
 print(json.dumps([in_a_child(ps.Store(path), moment) for moment in [*moments, None]] + [in_a_child(ps.MemoryStore(), None)]))
 """
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(python, tmp_path, kills):
     """Nothing that was answered is lost or answered otherwise, and the end is that of a run that nobody killed."""
     done = python(KILLED, tmp_path / "store", kills, 0)

@@ -330,6 +330,17 @@ def test_accept_takes_the_next_question_for_the_same(memory, elsewhere):
     assert other.of(checkpoint(memory), epochs=3) == alone(3)
 
 
+def test_what_continues_the_chain_does_not_use_up_an_acceptance(memory):
+    ck, ask, other = checkpoint(memory), Ask(), Ask(options=dict(epochs=2, metrics=[renamed]))
+    s1 = ask.of(ck)
+    ck.accept(0)
+    s2 = ck.train(s1, ask.train_dl, epochs=1)
+    assert did(ck) == (False, 1)
+    assert s2.counters.epoch == 3
+    assert other.of(ck) == s1
+    assert did(ck) == (True, 0)
+
+
 @ps.metric("accuracy")
 def renamed(y_pred, y_true):
     right = y_pred.argmax(1) == y_true
