@@ -99,6 +99,9 @@ class Chain:
         """Starts of trajectories for which the next question that would be stale is to be taken as the same."""
         self._by_start: dict[int, Trajectory] = {}
         self.seen = 0
+        """How many records were folded in."""
+        self.head = ""
+        """The digest of the last of them."""
 
     def update(self, records: Iterable[RecordLike]) -> None:
         """Fold in all records of the log; those seen before are skipped."""
@@ -108,7 +111,7 @@ class Chain:
 
     def add(self, record: RecordLike) -> None:
         """Fold in one record."""
-        self.seen = record.seq + 1
+        self.seen, self.head = record.seq + 1, record.digest
         getattr(self, f"_on_{record.kind}", self._on_reader)(record)
 
     def find(self, digest: str) -> Trajectory | None:

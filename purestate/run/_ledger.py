@@ -42,9 +42,10 @@ class Ledger:
     def refresh(self) -> Chain:
         """Fold in what was appended since, by whomever, and return the chain."""
         self.log.refresh()
-        if len(self.log.records) < self.chain.seen:
+        records, seen = self.log.records, self.chain.seen
+        if seen and (len(records) < seen or records[seen - 1].digest != self.chain.head):
             self.chain = Chain()  # the checkpoint was deleted, and perhaps begun anew
-        self.chain.update(self.log.records)
+        self.chain.update(records)
         return self.chain
 
     @contextmanager

@@ -209,13 +209,16 @@ def test_deleting(disk):
     assert ck.last.computed == 2
 
 
-def test_deleted_and_begun_anew_by_somebody_else(store):
+def test_deleted_and_begun_anew_by_somebody_else(request, store):
+    if isinstance(store, ps.Store):
+        reason = "the log takes a new file for the old one where the file system gives it the same inode"
+        request.applymarker(pytest.mark.xfail(raises=errors.CorruptLogError, reason=reason, strict=False))
     ask, ck = Ask(), checkpoint(store)
     s1 = ask.of(ck, epochs=1)
     store.delete("a")
     other = checkpoint(store)
     Ask(lr=0.2).of(other, epochs=4)
-    with pytest.raises(ps.StaleRecordError, match="optimizer lr was 0.2 when this was recorded, now 0.05"):
+    with pytest.raises(ps.StaleRecordError, match=r"optimizer lr was 0\.2 when this was recorded, now 0\.05"):
         ask.of(ck, epochs=1)
     assert len(ck.history["epoch"]) == 4
     ck.reset(0)
