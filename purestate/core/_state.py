@@ -162,7 +162,7 @@ class State:
         """The digest of each subtree, from which the hash is made. Computed once."""
         if self._digests is None:
             object.__setattr__(self, "_digests", self._hash_subtrees())
-        return MappingProxyType(self._digests)
+        return MappingProxyType(cast("dict[str, str]", self._digests))
 
     def _hash_subtrees(self) -> dict[str, str]:
         digests = {name: getattr(self, name).digest for name in SUBTREES}

@@ -83,7 +83,8 @@ def setup(
         >>> state = ps.setup(state, loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
         >>> ps.setup(state, optimizer_cls=torch.optim.SGD, optimizer_args=dict(learning_rate=0.1))
         Traceback (most recent call last):
-        purestate.errors.SetupError: ...
+        purestate.errors.SetupError: optimizer SGD takes no argument 'learning_rate'.
+        It takes lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused.
     """
     if not isinstance(state, State):
         raise SetupError(
