@@ -39,7 +39,12 @@ def blocks(title: str, language: str) -> list[str]:
 
 def masked(text: str) -> str:
     """Return an output without what differs between machines."""
-    for pattern, instead in ((HASH, "#"), (r"best (\d+|at the start)", "best #"), (r"\d+\.\d{3} s", "# s"), (r"\d\.\d{4}\b", "#")):
+    for pattern, instead in (
+        (HASH, "#"),
+        (r"best (\d+|at the start)", "best #"),
+        (r"\d+\.\d{3} s", "# s"),
+        (r"\d\.\d{4}\b", "#"),
+    ):
         text = re.sub(pattern, instead, text)
     return text.strip()
 
