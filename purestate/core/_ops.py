@@ -19,10 +19,10 @@ from purestate.core._batch import Feed
 from purestate.core._capture import Runner
 from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums
-from purestate.core._seeds import preserved_generators, seed_all
+from purestate.core._seeds import seed_all
 from purestate.core._state import State, require
 from purestate.core._step import make_evaluate_step, make_gradient_step, make_predict_step
-from purestate.core._work import Working
+from purestate.core._work import Working, isolated
 from purestate.errors import NonFiniteLossError, SetupError
 
 __all__ = ["Epoch", "advanced", "evaluate", "find_lr", "predict", "train"]
@@ -92,17 +92,20 @@ def train(
     require(state, "loss", "train")
     require(state, "optimizer", "train")
     state.check()
-    loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, notices)
+    device = state.device
+    with isolated(device):
+        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, notices)
     if done == 0 and val_feed is not None:
-        with preserved_generators():
+        with isolated(device):
             values = loop.validate(0)
         yield Epoch(
             0, state.counters.epoch, values, loop.work.rates(), state.replace(key=advanced(loop.key, 0), origin=state.origin)
         )
     for n in itertools.count(done + 1):
-        with preserved_generators():
+        with isolated(device):
             values, lr = loop.epoch(n)
-        yield Epoch(n, loop.work.epoch, values, lr, loop.work.lend(key=advanced(loop.key, n)))
+            lent = loop.work.lend(key=advanced(loop.key, n))
+        yield Epoch(n, loop.work.epoch, values, lr, lent)
 
 
 class _Loop:
@@ -225,7 +228,7 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = ()) -> dic
     recipe = require(state, "loss", "evaluate")
     state.check()
     runner = Runner(make_evaluate_step(recipe.template, recipe.objective(), metrics), capture_after=_CAPTURE_EVALUATION)
-    with preserved_generators():
+    with isolated(state.device):
         return _sweep(
             runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics
         )
@@ -263,7 +266,7 @@ def predict(state: State, feed: Feed) -> list[Any]:
     params, frozen, buffers = dict(state.params), dict(state.frozen), dict(state.buffers)
     key = state.key.derive(Tag.PREDICT)
     outputs: list[Any] = []
-    with preserved_generators(), closing(feed.epoch(key)) as batches:
+    with isolated(state.device), closing(feed.epoch(key)) as batches:
         seeds = key.fold_in(Tag.STEP).seeds(0, feed.batches).tolist()
         for batch, seed in zip(batches, seeds, strict=True):
             seed_all(seed)
@@ -296,14 +299,13 @@ def find_lr(
             f"find_lr: expected 0 < min_rate < max_rate and epochs >= 1, got {min_rate!r}, {max_rate!r}, {epochs!r}."
         )
     state.check()
-    work = Working(
-        state.replace(recipe=recipe.replace(epoch_scheduler=None, step_scheduler=None), epoch_scheduler=None, step_scheduler=None)
-    )
+    bare = recipe.replace(epoch_scheduler=None, step_scheduler=None)
     runner = Runner(make_gradient_step(recipe.template, recipe.objective(), ()))
     key, steps = state.key.derive(Tag.FIND_LR), epochs * feed.batches
     rates = [min_rate * (max_rate / min_rate) ** (i / max(steps - 1, 1)) for i in range(steps)]
     losses: list[torch.Tensor] = []
-    with preserved_generators():
+    with isolated(state.device):
+        work = Working(state.replace(recipe=bare, epoch_scheduler=None, step_scheduler=None, origin=state.origin))
         seeds = key.fold_in(Tag.STEP).seeds(0, steps).tolist()
         for n in range(epochs):
             with closing(feed.epoch(key.derive(Tag.ORDER, n + 1))) as batches:

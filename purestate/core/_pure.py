@@ -15,7 +15,7 @@ from purestate.core._module import fresh_copy
 from purestate.core._seeds import preserved_generators, seed_all
 from purestate.core._state import State, require
 from purestate.core._step import make_gradient_step
-from purestate.core._work import Working
+from purestate.core._work import Working, isolated
 
 __all__ = ["make_loss", "make_step"]
 
@@ -54,13 +54,13 @@ def make_step(
 
     def step(state: State, batch: Any) -> tuple[State, dict[str, float]]:
         state.check()
-        work = Working(state.replace(recipe=recipe, origin=state.origin))
         sums = Sums(known)
-        with preserved_generators():
+        with isolated(state.device):
+            work = Working(state.replace(recipe=recipe, origin=state.origin))
             seed_all(_step_seed(state))
             out = gradient_step(work.params, work.frozen, work.buffers, batch)
-        work.update(out.gradients, out.buffers)
-        work.step_scheduler()
+            work.update(out.gradients, out.buffers)
+            work.step_scheduler()
         sums.add(out.loss, out.sums, out.size)
         return state.after({"step": state.counters.step}, work.lend()), sums.means()
 

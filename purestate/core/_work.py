@@ -6,7 +6,8 @@ at most two schedulers. Nothing outside of this file and of `_ops` ever sees the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,13 +16,24 @@ from torch import nn
 from purestate.core._module import written_in_forward
 from purestate.core._optim import export_optimizer, learning_rates, with_moments_of
 from purestate.core._sched import export_scheduler, start, step_scheduler
+from purestate.core._seeds import preserved_generators
 from purestate.core._state import Counters, State, require
 from purestate.core._tree import Leaves
 from purestate.errors import SetupError, UnsupportedError
 
-__all__ = ["Working", "combine"]
+__all__ = ["Working", "combine", "isolated"]
 
 _SCHEDULERS = ("epoch_scheduler", "step_scheduler")
+
+
+@contextmanager
+def isolated(device: torch.device) -> Generator[None]:
+    """Run as if nobody had switched anything: no autocast, no `torch.no_grad`, no inference mode around it.
+
+    The process-wide generators may be seeded inside; what they held is put back on the way out, also after an exception.
+    """
+    with preserved_generators(), torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 class Working:
@@ -69,7 +81,7 @@ class Working:
     def _assign(self, name: str, buffer: torch.Tensor) -> None:
         """A module assigned this buffer. Its shape may move (a growing history), its owner is still the working set."""
         mine = self.buffers[name]
-        if mine.shape == buffer.shape and mine.dtype == buffer.dtype:
+        if mine.shape == buffer.shape and mine.dtype == buffer.dtype and mine.stride() == buffer.stride():
             mine.copy_(buffer)
         else:
             self.buffers[name] = buffer.clone()
