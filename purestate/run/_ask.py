@@ -22,6 +22,9 @@ __all__ = ["ask_reader", "ask_train"]
 _READ = ("params", "frozen", "buffers", "key")
 """The subtrees that `evaluate` and `predict` depend on: a fork that only changes the optimizer shares their answers."""
 
+_EDITS = ("set_lr", "freeze", "unfreeze")
+"""What was done to a state by functions whose arguments say it better than digests do."""
+
 _modules: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -111,8 +114,11 @@ def _data(loader: Any) -> dict[str, Any]:
 def _about(state: State) -> dict[str, Any]:
     about: dict[str, Any] = {}
     for act in state.origin.acts:
-        if "init" in act:
-            about["seed"] = act["init"]["seed"]
+        for name, value in act.items():
+            if name == "init":
+                about["seed"] = value["seed"]
+            elif name in _EDITS:
+                about[f"edits.{name}"] = value
     parent = state.origin.parent
     if parent is not None:
         about["parent"] = f"{parent['checkpoint']} train {parent['op']}, {parent['epochs']} epochs"

@@ -17,11 +17,11 @@ from purestate.core._hash import scalar_hash
 __all__ = ["Question", "changes", "flatten"]
 
 _FOLLOWS = {
-    "input.optimizer": ("recipe.optimizer", "parent"),
-    "input.epoch_scheduler": ("recipe.epoch_scheduler", "recipe.optimizer", "parent"),
-    "input.step_scheduler": ("recipe.step_scheduler", "recipe.optimizer", "parent"),
-    "input.params": ("seed", "module", "code", "parent"),
-    "input.frozen": ("seed", "module", "code", "parent"),
+    "input.optimizer": ("recipe.optimizer", "edits", "parent"),
+    "input.epoch_scheduler": ("recipe.epoch_scheduler", "recipe.optimizer", "edits.freeze", "edits.unfreeze", "parent"),
+    "input.step_scheduler": ("recipe.step_scheduler", "recipe.optimizer", "edits.freeze", "edits.unfreeze", "parent"),
+    "input.params": ("seed", "module", "code", "edits.freeze", "edits.unfreeze", "parent"),
+    "input.frozen": ("seed", "module", "code", "edits.freeze", "edits.unfreeze", "parent"),
     "input.buffers": ("seed", "module", "code", "parent"),
     "input.key": ("seed", "parent"),
     "input.counters": ("parent",),
@@ -36,6 +36,7 @@ _SAYINGS = (
     ("args.", ""),
     ("input.", "input "),
     ("parent", "input"),
+    ("edits.", ""),
     ("package.", "package "),
 )
 _DATA = ("train_data", "val_data", "data")
@@ -128,7 +129,7 @@ def _tells(whole: str, tables: _Tables) -> list[str]:
 
 
 def _importance(name: str) -> tuple[int, str]:
-    order = ("seed", "recipe.", "args.", "module", "code.", "metrics.", *_DATA, "parent", "input.", "package.")
+    order = ("seed", "recipe.", "args.", "module", "code.", "metrics.", *_DATA, "parent", "edits.", "input.", "package.")
     return next((i for i, prefix in enumerate(order) if name.startswith(prefix)), len(order)), name
 
 

@@ -149,6 +149,32 @@ def test_another_answer_as_input_is_named_by_what_it_answers(memory):
     assert caught.value.changes == (("input", "a train 0, 1 epochs", "a train 0, 2 epochs"),)
 
 
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda s: ps.set_lr(s, 0.3), ("set_lr", None, [0.3])),
+        (lambda s: ps.set_lr(ps.set_lr(s, 0.1), 0.2), ("set_lr", None, [0.2])),
+        (lambda s: ps.freeze(s, "net.0.*"), ("freeze", None, ["net.0.*"])),
+        (lambda s: s.replace(key=ps.Key.from_seed(3)), ("input key", ..., ...)),
+        (lambda s: s.replace(params={name: t + 1 for name, t in s.params.items()}), ("input params", ..., ...)),
+        (
+            lambda s: ps.setup(s, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=1.0, momentum=0.9)),
+            ("optimizer lr", 0.05, 1.0),
+        ),
+    ],
+)
+def test_what_was_done_to_an_answer_is_named(memory, edit, expected):
+    ck, ask = checkpoint(memory), Ask(recipe={}, options=dict(epochs=1))
+    s1 = ask.of(ck)
+    ck.train(s1, ask.train_dl, epochs=1)
+    with pytest.raises(ps.StaleRecordError) as caught:
+        ck.train(edit(s1), ask.train_dl, epochs=1)
+    (name, old, new), *more = caught.value.changes
+    assert name == expected[0]
+    assert expected[1] is ... or (old, new, more) == (*expected[1:], [])
+    assert caught.value.op == 1
+
+
 def test_many_changes_are_counted_and_all_listed(memory):
     ck = checkpoint(memory)
     Ask().of(ck)
