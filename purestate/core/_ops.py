@@ -92,17 +92,16 @@ def train(
     require(state, "loss", "train")
     require(state, "optimizer", "train")
     state.check()
-    device = state.device
-    with isolated(device):
+    with isolated(state):
         loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, notices)
     if done == 0 and val_feed is not None:
-        with isolated(device):
+        with isolated(state):
             values = loop.validate(0)
         yield Epoch(
             0, state.counters.epoch, values, loop.work.rates(), state.replace(key=advanced(loop.key, 0), origin=state.origin)
         )
     for n in itertools.count(done + 1):
-        with isolated(device):
+        with isolated(state):
             values, lr = loop.epoch(n)
             lent = loop.work.lend(key=advanced(loop.key, n))
         yield Epoch(n, loop.work.epoch, values, lr, lent)
@@ -228,7 +227,7 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = ()) -> dic
     recipe = require(state, "loss", "evaluate")
     state.check()
     runner = Runner(make_evaluate_step(recipe.template, recipe.objective(), metrics), capture_after=_CAPTURE_EVALUATION)
-    with isolated(state.device):
+    with isolated(state):
         return _sweep(
             runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics
         )
@@ -266,7 +265,7 @@ def predict(state: State, feed: Feed) -> list[Any]:
     params, frozen, buffers = dict(state.params), dict(state.frozen), dict(state.buffers)
     key = state.key.derive(Tag.PREDICT)
     outputs: list[Any] = []
-    with isolated(state.device), closing(feed.epoch(key)) as batches:
+    with isolated(state), closing(feed.epoch(key)) as batches:
         seeds = key.fold_in(Tag.STEP).seeds(0, feed.batches).tolist()
         for batch, seed in zip(batches, seeds, strict=True):
             seed_all(seed)
@@ -304,7 +303,7 @@ def find_lr(
     key, steps = state.key.derive(Tag.FIND_LR), epochs * feed.batches
     rates = [min_rate * (max_rate / min_rate) ** (i / max(steps - 1, 1)) for i in range(steps)]
     losses: list[torch.Tensor] = []
-    with isolated(state.device):
+    with isolated(state):
         work = Working(state.replace(recipe=bare, epoch_scheduler=None, step_scheduler=None, origin=state.origin))
         seeds = key.fold_in(Tag.STEP).seeds(0, steps).tolist()
         for n in range(epochs):

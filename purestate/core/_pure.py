@@ -55,7 +55,7 @@ def make_step(
     def step(state: State, batch: Any) -> tuple[State, dict[str, float]]:
         state.check()
         sums = Sums(known)
-        with isolated(state.device):
+        with isolated(state):
             work = Working(state.replace(recipe=recipe, origin=state.origin))
             seed_all(_step_seed(state))
             out = gradient_step(work.params, work.frozen, work.buffers, batch)

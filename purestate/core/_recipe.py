@@ -56,6 +56,7 @@ class Recipe:
         step_scheduler: How the scheduler that steps after every step of the optimizer is made.
         clip: How gradients are clipped.
         precision: A name in `PRECISIONS`, or None for none.
+        deterministic: Whether accelerators have to use deterministic algorithms.
     """
 
     template: nn.Module
@@ -68,6 +69,7 @@ class Recipe:
     step_scheduler: Factory | None = None
     clip: Clip = Clip()
     precision: str | None = None
+    deterministic: bool = True
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class Recipe:
             **{name: factory and factory.description for name, factory in components.items()},
             "clip": {"norm": self.clip.norm, "value": self.clip.value},
             "precision": self.precision,
+            "deterministic": self.deterministic,
         }
 
     @cached_property

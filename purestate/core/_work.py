@@ -7,7 +7,7 @@ at most two schedulers. Nothing outside of this file and of `_ops` ever sees the
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,13 +27,28 @@ _SCHEDULERS = ("epoch_scheduler", "step_scheduler")
 
 
 @contextmanager
-def isolated(device: torch.device) -> Generator[None]:
+def isolated(state: State) -> Generator[None]:
     """Run as if nobody had switched anything: no autocast, no `torch.no_grad`, no inference mode around it.
 
-    The process-wide generators may be seeded inside; what they held is put back on the way out, also after an exception.
+    On accelerators deterministic algorithms are used unless the recipe says otherwise. The process-wide generators may be
+    seeded inside; they and the switches are put back on the way out, also after an exception.
     """
+    device = state.device
+    exact = device.type != "cpu" and state.recipe is not None and state.recipe.deterministic
     with preserved_generators(), torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        yield
+        with _deterministic_algorithms() if exact else nullcontext():
+            yield
+
+
+@contextmanager
+def _deterministic_algorithms() -> Generator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 class Working:

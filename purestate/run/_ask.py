@@ -44,7 +44,7 @@ def ask_train(
     """
     assert state.recipe is not None
     parts = _common(state, list(state.digests), metrics)
-    parts |= _recipe(state.recipe, ("loss", "optimizer", "epoch_scheduler", "step_scheduler", "clip", "precision"))
+    parts |= _recipe(state.recipe, ("loss", "optimizer", "epoch_scheduler", "step_scheduler", "clip", "precision", "deterministic"))
     parts |= dict(flatten(_data(train_dl), "train_data"))
     parts |= dict(flatten(_data(val_dl) if val_dl is not None else None, "val_data"))
     if warmup:
@@ -76,7 +76,7 @@ def ask_reader(
     """
     assert state.recipe is not None
     parts = _common(state, list(state.digests) if whole else _READ, metrics)
-    parts |= _recipe(state.recipe, ("loss", "precision", *(("optimizer", "clip") if whole else ())))
+    parts |= _recipe(state.recipe, ("loss", "precision", "deterministic", *(("optimizer", "clip") if whole else ())))
     parts |= dict(flatten(_data(loader), "data")) | {f"args.{name}": value for name, value in (args or {}).items()}
     return Question(op, parts, _about(state))
 

@@ -18,7 +18,7 @@ from purestate.data._feed import feed
 from purestate.errors import ReplayError
 from purestate.run._answers import EpochView
 from purestate.run._chain import Trajectory
-from purestate.run._environment import environment
+from purestate.run._environment import environment, prepare
 from purestate.run._resume import ResumePoints
 from purestate.run._snapshot import Items, snapshot
 from purestate.run._stale import accepted, check_appendable
@@ -41,6 +41,7 @@ class Computation:
     def run(self) -> Iterator[EpochView]:
         """Yield the epochs of the call and conclude it, under the checkpoint's lock."""
         call = self._call
+        prepare(call.state.device)
         with self._ledger.writing() as chain:
             if (yield from call.hit(chain)):  # made while we waited for the lock
                 return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from typing import Any
 
 import torch
 
-__all__ = ["VERSION", "environment"]
+__all__ = ["VERSION", "environment", "prepare"]
 
 VERSION = "0.1.0"
 """The version of purestate."""
@@ -32,6 +33,18 @@ def environment(device: torch.device) -> dict[str, Any]:
         facts["device_name"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda
     return facts
+
+
+def prepare(device: torch.device) -> None:
+    """Make deterministic algorithms possible on a device, before it is first used.
+
+    Effects:
+        On CUDA, sets ``CUBLAS_WORKSPACE_CONFIG`` for this process where it is not set: without it cuBLAS may sum in another
+        order each time, and torch refuses to go on
+        (https://docs.nvidia.com/cuda/cublas/index.html#results-reproducibility).
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @cache

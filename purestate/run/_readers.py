@@ -19,7 +19,7 @@ from purestate.core._state import State, require
 from purestate.errors import SetupError, UnsupportedError
 from purestate.run._answers import Curve
 from purestate.run._ask import ask_reader
-from purestate.run._environment import environment
+from purestate.run._environment import environment, prepare
 from purestate.run._ledger import Ledger
 from purestate.run._question import Question
 from purestate.run._setup import setup
@@ -55,6 +55,7 @@ class Reader:
         """
         if (found := self._recorded(ledger, ledger.refresh().readers)) is not None:
             return found, True
+        prepare(self.state.device)
         with ledger.writing() as chain:
             if (found := self._recorded(ledger, chain.readers)) is not None:
                 return found, True

@@ -45,6 +45,7 @@ def setup(
     clip_grad_norm: float | None = None,
     clip_grad_value: float | None = None,
     precision: str | None = None,
+    deterministic: bool | None = None,
 ) -> State:
     """Decide how a state is trained. What is named starts afresh; what is not named stays with its state.
 
@@ -69,6 +70,8 @@ def setup(
         clip_grad_norm: The largest 2-norm of all gradients together; 0 for none.
         clip_grad_value: The largest absolute value of a gradient's element; 0 for none.
         precision: ``'bfloat16'``: the forward pass and the loss run under `torch.autocast`; ``'float32'``: they do not.
+        deterministic: Whether ops on an accelerator use deterministic algorithms only, which they do unless told otherwise
+            here. On the CPU it changes nothing.
 
     Returns:
         A new state. A scheduler that is kept while the optimizer is new is built again on it and stepped to where it was.
@@ -111,6 +114,8 @@ def setup(
         if factories[name] is not None or cleared.get(name):
             changed[name], fresh[name] = factories[name], None
     changed |= _clip(state.recipe, clip_grad_norm, clip_grad_value) | _precision(precision)
+    if deterministic is not None:
+        changed["deterministic"] = bool(deterministic)
     recipe = state.recipe.replace(**changed)
     return state.derived({"setup": sorted(changed)}, recipe=recipe, **fresh)
 
