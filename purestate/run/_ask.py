@@ -44,7 +44,7 @@ def ask_train(
     """
     assert state.recipe is not None
     parts = _common(state, list(state.digests), metrics)
-    parts |= _recipe(state.recipe, ("loss", "optimizer", "epoch_scheduler", "step_scheduler", "clip", "precision", "deterministic"))
+    parts |= _recipe(state.recipe, list(state.recipe.description))
     parts |= dict(flatten(_data(train_dl), "train_data"))
     parts |= dict(flatten(_data(val_dl) if val_dl is not None else None, "val_data"))
     if warmup:
