@@ -82,7 +82,14 @@ def _commits(backend: DiskBackend, path: Path, rounds: int) -> list[Row]:
         *found,
         figure(GROUP, "commit with unchanged items", seconds, unit="ms"),
         *(
-            figure(GROUP, f"bytes of it, {kind} items", written[kind], [size] * rounds, against="torch.save", unit="bytes")
+            figure(
+                GROUP,
+                f"bytes of a small commit, {kind} items",
+                written[kind],
+                [size] * rounds,
+                against="torch.save",
+                unit="bytes",
+            )
             for kind in written
         ),
     ]
