@@ -223,6 +223,8 @@ class Runner:
         return output
 
     def _trace(self, inputs: tuple[Trees, Any], seed: int, watch: AbstractContextManager[Any]) -> Replay:
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.fx.experimental.proxy_tensor import make_fx
 
         trees, batch = inputs
@@ -248,7 +250,9 @@ class Runner:
         attributes = Attributes(self.step.module, self.step.objective)
         seed_all(seed)
         python = global_states()
-        with warnings.catch_warnings(action="ignore"):
+        # one fake mode for all shapes that are noted of the graph: make_fx would make one for each value
+        shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+        with warnings.catch_warnings(action="ignore"), shapes:
             graph_module = make_fx(run)(*flat)
         constants = [getattr(graph_module, str(n.target)) for n in graph_module.graph.nodes if n.op == "get_attr"]
         self._refuse_hidden(attributes, python, global_states(), constants)

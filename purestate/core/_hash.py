@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -51,7 +52,10 @@ def leaf_bytes(tensor: torch.Tensor) -> memoryview:
             cause="A state holds plain bits: what else such a tensor carries (indices, scales, a later value) would be lost.",
             fix="Keep it dense, tensor.to_dense() or tensor.dequantize(), or give it as a factory argument.",
         )
-    flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg().reshape(-1)
+    flat = tensor.detach()
+    if not flat.is_cpu or not flat.is_contiguous() or flat.is_conj() or flat.is_neg():
+        flat = flat.cpu().contiguous().resolve_conj().resolve_neg()
+    flat = flat.reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
@@ -75,10 +79,14 @@ def leaf_hash(tensor: torch.Tensor) -> str:
         >>> leaf_hash(torch.zeros(2)) == leaf_hash(-torch.zeros(2))
         False
     """
-    data = leaf_bytes(tensor)
-    header = f'["{_LEAF}","{dtype_name(tensor.dtype)}",{json.dumps(list(tensor.shape), separators=(",", ":"))}]\0'
-    hasher = blake3(header.encode("ascii"), max_threads=blake3.AUTO if len(data) > _THREADED_ABOVE else 1)
+    data, header = leaf_bytes(tensor), _header(tensor.dtype, tensor.shape)
+    hasher = blake3(header, max_threads=blake3.AUTO) if len(data) > _THREADED_ABOVE else blake3(header)
     return hasher.update(data).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _header(dtype: torch.dtype, shape: torch.Size) -> bytes:
+    return f'["{_LEAF}","{dtype_name(dtype)}",{json.dumps(list(shape), separators=(",", ":"))}]\0'.encode("ascii")
 
 
 def scalar_hash(value: Any) -> str:

@@ -28,7 +28,7 @@ from purestate.errors import NonFiniteLossError, SetupError
 __all__ = ["Epoch", "advanced", "evaluate", "find_lr", "predict", "train"]
 
 
-_CAPTURE_EVALUATION = 32
+_CAPTURE_EVALUATION = 200
 """Batches of a kind after which an evaluation is captured: capturing costs as much as hundreds of them."""
 
 

@@ -43,6 +43,7 @@ class Trajectory:
     aliases: set[str] = field(default_factory=set[str])
     epochs: dict[int, RecordLike] = field(default_factory=dict[int, RecordLike])
     done: list[RecordLike] = field(default_factory=list[RecordLike])
+    _history: list[dict[str, float]] = field(default_factory=list[dict[str, float]], repr=False)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -78,10 +79,14 @@ class Trajectory:
 
     def history(self) -> list[dict[str, float]]:
         """Metrics by epoch without a gap: the entry at 0 is the evaluation before the first (or empty)."""
-        found: list[dict[str, float]] = [decode(self.epochs[0].body["metrics"]) if 0 in self.epochs else {}]
-        while len(found) in self.epochs:
-            found.append(decode(self.epochs[len(found)].body["metrics"]))
-        return found
+        if not self._history:
+            if not self.epochs:
+                return [{}]
+            self._history.append(decode(self.epochs[0].body["metrics"]) if 0 in self.epochs else {})
+        # epochs are recorded in their order and never again, so what was decoded stays
+        while len(self._history) in self.epochs:
+            self._history.append(decode(self.epochs[len(self._history)].body["metrics"]))
+        return self._history
 
     def kept(self) -> dict[int, dict[str, Any]]:
         """The snapshots that its answers kept, by epoch."""
