@@ -36,9 +36,9 @@ from purestate.run import Store as Store
 from purestate.run import Summary as Summary
 from purestate.run import plot_metrics as plot_metrics
 from purestate.run import setup as setup
-from purestate.run._environment import VERSION
+from purestate.run._environment import VERSION as _VERSION
 
-__version__ = VERSION
+__version__ = _VERSION
 
 if TYPE_CHECKING:
     from purestate.core._diff import LeafDiff as LeafDiff

@@ -102,7 +102,9 @@ def metric(name: str, higher_is_better: bool = True) -> Callable[[Callable[[Any,
     """
 
     def decorate(fn: Callable[[Any, Any], Any]) -> Metric:
-        return Metric(name, higher_is_better, fn)
+        named = Metric(name, higher_is_better, fn)
+        object.__setattr__(named, "__doc__", fn.__doc__)
+        return named
 
     return decorate
 

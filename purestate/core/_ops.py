@@ -124,6 +124,7 @@ class _Loop:
         assert state.recipe is not None
         self.key, self.metrics, self.watch, self.warmup = key, metrics, watch, warmup
         self._feed, self._val_feed, self._notices = feed, val_feed, notices
+        self._told: set[str] = set()
         self.work = Working(state)
         objective, template = state.recipe.objective(), state.recipe.template
         self._train = Runner(make_gradient_step(template, objective, metrics))
@@ -176,7 +177,8 @@ class _Loop:
         return {f"val_{name}": value for name, value in values.items()}
 
     def _tell(self, runner: Runner) -> None:
-        if runner.notice is not None and self._notices is not None and runner.notice not in self._notices:
+        if runner.notice is not None and self._notices is not None and runner.notice not in self._told:
+            self._told.add(runner.notice)
             self._notices.append(runner.notice)
 
 
@@ -279,7 +281,7 @@ def find_lr(
     """Train on a copy with a learning rate that rises exponentially, one rate a step, and return the losses.
 
     The learning rate range test of Smith, "Cyclical learning rates for training neural networks" (2017). The optimizer goes
-    on from its state; schedulers are left out. The sweep ends early at a loss that is not finite.
+    on from its state; schedulers are left out. What comes after the first loss that is not finite is left out too.
 
     Args:
         state: Not modified, not advanced.

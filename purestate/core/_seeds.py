@@ -7,6 +7,7 @@ afterwards hold again what the caller had. Generators that are objects of their 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -67,9 +68,13 @@ def put_back(states: GlobalStates) -> None:
     random.setstate(states.python)
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Two threads that seed the process-wide generators at once would draw from each other's."""
+
+
 @contextmanager
 def preserved_generators() -> Generator[None]:
-    """Put the process-wide generators back on the way out, also after an exception.
+    """Put the process-wide generators back on the way out, also after an exception. One thread at a time.
 
     A device that is first used inside had no generator to preserve, and keeps the one it got.
 
@@ -80,8 +85,9 @@ def preserved_generators() -> Generator[None]:
         >>> torch.equal(before, torch.get_rng_state())
         True
     """
-    states = global_states()
-    try:
-        yield
-    finally:
-        put_back(states)
+    with _ONE_AT_A_TIME:
+        states = global_states()
+        try:
+            yield
+        finally:
+            put_back(states)

@@ -35,7 +35,8 @@ def isolated(state: State) -> Generator[None]:
     """
     device = state.device
     exact = device.type != "cpu" and state.recipe is not None and state.recipe.deterministic
-    with preserved_generators(), torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    switches = torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False)
+    with preserved_generators(), switches[0], switches[1], switches[2]:
         with _deterministic_algorithms() if exact else nullcontext():
             yield
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -86,6 +87,10 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
     digests = state.digests
     parts: dict[str, Any] = {f"input.{name}": digests[name] for name in subtrees if name in digests}
     parts |= _module(state.recipe.template)
+    # what forward makes tensors of, where it does not say
+    defaults = {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}
+    usual = {"dtype": torch.float32, "device": torch.device("cpu")}
+    parts |= {f"args.default_{name}": str(value) for name, value in defaults.items() if value != usual[name]}
     for metric in metrics:
         parts |= dict(flatten({"higher_is_better": metric.higher_is_better, "fn": describe(metric.fn)}, f"metrics.{metric.name}"))
     return parts

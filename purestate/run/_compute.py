@@ -45,7 +45,7 @@ class Computation:
         with self._ledger.writing() as chain:
             if (yield from call.hit(chain)):  # made while we waited for the lock
                 return
-            train = chain.find(call.question.digest) or accepted(self._ledger, call.question, call.state)
+            train = chain.find(call.question.digest) or accepted(self._ledger, call.question, call.state, call.notify)
             if train is None:
                 check_appendable(self._ledger, call.question, call.state)
                 train = self._begin()

@@ -14,7 +14,10 @@ from typing import Any
 
 from purestate.core._hash import scalar_hash
 
-__all__ = ["Question", "changes", "flatten"]
+__all__ = ["DEFAULT", "Question", "changes", "flatten"]
+
+DEFAULT = "the default"
+"""What is said of an argument that was left out."""
 
 _FOLLOWS = {
     "input.optimizer": ("recipe.optimizer", "edits", "parent"),
@@ -153,6 +156,8 @@ def _say(name: str) -> str:
 def _show(name: str, table: Mapping[str, Any]) -> Any:
     """Return a value for people; of something with parts what it is called."""
     value = table.get(name)
+    if name not in table and ".args." in name:
+        return DEFAULT
     if value is None:
         ends = ("class.code", "fn.code", "value.code", "code", "kind")
         value = next((table[f"{name}.{end}"] for end in ends if f"{name}.{end}" in table), None)

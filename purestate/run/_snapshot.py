@@ -219,9 +219,12 @@ def _unpack(vectors: Mapping[str, torch.Tensor], layout: Mapping[str, Any]) -> d
 
 
 def _write(tensor: torch.Tensor) -> list[Any]:
-    return [dtype_name(tensor.dtype), list(tensor.shape), base64.b64encode(leaf_bytes(tensor)).decode()]
+    text = base64.b64encode(leaf_bytes(tensor)).decode()
+    order = stride_order(tensor)
+    return [dtype_name(tensor.dtype), list(tensor.shape), text] + ([] if order is None else [list(order)])
 
 
 def _read_inline(written: list[Any]) -> torch.Tensor:
     dtype, shape, text = getattr(torch, written[0]), written[1], base64.b64decode(written[2])
-    return torch.frombuffer(bytearray(text), dtype=dtype).reshape(shape) if text else torch.empty(shape, dtype=dtype)
+    tensor = torch.frombuffer(bytearray(text), dtype=dtype).reshape(shape) if text else torch.empty(shape, dtype=dtype)
+    return in_order(tensor, _tuple(written[3] if len(written) > 3 else None))

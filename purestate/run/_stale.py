@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ from purestate.core._state import State
 from purestate.errors import StaleRecordError
 from purestate.run._chain import Chain, Trajectory
 from purestate.run._ledger import Ledger
-from purestate.run._question import Question, changes
+from purestate.run._question import DEFAULT, Question, changes
 
 __all__ = ["accepted", "check_appendable"]
 
@@ -31,7 +32,7 @@ def check_appendable(ledger: Ledger, question: Question, state: State) -> None:
         raise _stale(ledger, rival, question)
 
 
-def accepted(ledger: Ledger, question: Question, state: State) -> Trajectory | None:
+def accepted(ledger: Ledger, question: Question, state: State, notify: Callable[[str], None]) -> Trajectory | None:
     """Return the trajectory that somebody accepted as the answer to this question, and record that it is.
 
     Effects:
@@ -43,8 +44,9 @@ def accepted(ledger: Ledger, question: Question, state: State) -> Trajectory | N
     rival = _rival(chain, question, state)
     if rival.start.seq not in chain.accepting:
         return None
-    body = {"of": rival.start.seq, "digest": question.digest, "changes": [list(c) for c in changes(rival.question, question)]}
-    ledger.append("alias", body)
+    found = changes(rival.question, question)
+    ledger.append("alias", {"of": rival.start.seq, "digest": question.digest, "changes": [list(change) for change in found]})
+    notify(f"train {chain.index(rival)} is taken as the answer, as was accepted, although {_shown(found)}")
     return rival
 
 
@@ -78,10 +80,9 @@ def _stale(ledger: Ledger, rival: Trajectory, question: Question) -> StaleRecord
     chain = ledger.chain
     op, found = chain.index(rival), changes(rival.question, question)
     later = tuple(range(op + 1, len(chain.binding())))
-    shown = "; ".join(_difference(*change) for change in found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
     depends = f"; {_listed(later)} on it" if later else ""
     return StaleRecordError(
-        f"checkpoint {ledger.id!r}, train {op}: {shown}.",
+        f"checkpoint {ledger.id!r}, train {op}: {_shown(found)}.",
         cause=f"The recorded answer is not for this question{depends}.",
         fix=f"Fork with another checkpoint id, void it with ck.reset({op}), say that it is the same with ck.accept({op}), "
         "or undo the change.",
@@ -92,6 +93,11 @@ def _stale(ledger: Ledger, rival: Trajectory, question: Question) -> StaleRecord
     )
 
 
+def _shown(found: Sequence[tuple[str, Any, Any]]) -> str:
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(_difference(*change) for change in found[:3]) + more
+
+
 def _listed(ops: tuple[int, ...]) -> str:
     return f"train {ops[0]} depends" if len(ops) == 1 else f"trains {', '.join(map(str, ops))} depend"
 
@@ -100,7 +106,11 @@ def _difference(name: str, old: Any, new: Any) -> str:
     if isinstance(old, str) and isinstance(new, str) and old.startswith("b3:") and new.startswith("b3:"):
         return f"{name} changed since this was recorded ({old}, now {new})"
     if old is None:
-        return f"{name} was not there when this was recorded, now {new!r}"
+        return f"{name} was not there when this was recorded, now {_quoted(new)}"
     if new is None:
-        return f"{name} was {old!r} when this was recorded, now there is none"
-    return f"{name} was {old!r} when this was recorded, now {new!r}"
+        return f"{name} was {_quoted(old)} when this was recorded, now there is none"
+    return f"{name} was {_quoted(old)} when this was recorded, now {_quoted(new)}"
+
+
+def _quoted(value: Any) -> str:
+    return DEFAULT if value == DEFAULT else repr(value)

@@ -165,7 +165,7 @@ class _Store:
         )
 
     def delete(self, id: str) -> None:
-        """Remove a checkpoint: its log and resume points. Items that others share stay.
+        """Remove a checkpoint: its log and resume points. Its items stay, since other checkpoints may share them.
 
         Raises:
             CheckpointNotFoundError: There is none.

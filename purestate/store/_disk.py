@@ -172,12 +172,15 @@ class DiskBackend:
 
 def _check_format(layout: Layout) -> bool:
     """Return whether the folder is a store of a format that is known."""
-    if layout.root.exists() and not layout.root.is_dir():
-        raise StoreWriteError(
-            f"Expected a folder as a store, got the file {os.fspath(layout.root)!r}.",
-            fix="Give another path, or move the file.",
-            path=os.fspath(layout.root),
-        )
+    for place in (layout.root, *layout.root.parents):
+        if place.exists() and not place.is_dir():
+            raise StoreWriteError(
+                f"Expected a folder as a store, got {os.fspath(layout.root)!r}: {os.fspath(place)!r} is a file.",
+                fix="Give another path, or move the file.",
+                path=os.fspath(layout.root),
+            )
+        if place.exists():
+            break
     try:
         version = json.loads(layout.format.read_bytes())["purestate"]
     except FileNotFoundError:

@@ -116,6 +116,10 @@ class DiskLog:
         try:
             self._records += list(decode(data[:whole], len(self._records), self.head))
         except BadLineError as error:
+            if self._offset:
+                # a log that was deleted and begun anew may have got the number of the old file
+                self._forget()
+                return self._read()
             raise _corrupt(self.id, self.path, len(self._records) + error.number, str(error)) from None
         self._offset += whole
         self._file = (status.st_dev, status.st_ino)

@@ -209,10 +209,7 @@ def test_deleting(disk):
     assert ck.last.computed == 2
 
 
-def test_deleted_and_begun_anew_by_somebody_else(request, store):
-    if isinstance(store, ps.Store):
-        reason = "the log takes a new file for the old one where the file system gives it the same inode"
-        request.applymarker(pytest.mark.xfail(raises=errors.CorruptLogError, reason=reason, strict=False))
+def test_deleted_and_begun_anew_by_somebody_else(store):
     ask, ck = Ask(), checkpoint(store)
     s1 = ask.of(ck, epochs=1)
     store.delete("a")
@@ -264,9 +261,7 @@ def test_a_newer_format(disk):
     "where",
     [
         "file",
-        pytest.param(
-            "below a file", marks=pytest.mark.xfail(raises=NotADirectoryError, reason="the store room does not expect it yet")
-        ),
+        "below a file",
         "proc",
     ],
 )
@@ -345,7 +340,6 @@ def test_two_threads_on_one_checkpoint_compute_once(disk):
     assert sorted(answers) == [(expected, 0), (expected, 5)]
 
 
-@pytest.mark.xfail(reason="two ops at once share the process-wide generators", strict=False)
 def test_two_threads_on_two_checkpoints_do_not_disturb_each_other(memory):
     states, data = [start(), start()], loader(64)
     expected = checkpoint().train(states[0], data, epochs=20)
