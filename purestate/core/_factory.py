@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from purestate.core._component import Json
 from purestate.core._hash import canonical_json, leaf_hash, scalar_hash
 from purestate.core._plain import encode
 from purestate.errors import SetupError, UnsupportedError
 
-__all__ = ["Factory", "refuse_closure"]
+__all__ = ["Factory", "is_plateau_factory", "needs_metric", "refuse_closure"]
 
 _GIVEN = {"optimizer": "params", "epoch_scheduler": "optimizer", "step_scheduler": "optimizer", "loss": None}
 """What a component is built on: the name of its positional argument in messages, if it has one."""
@@ -149,6 +150,34 @@ def refuse_closure(optimizer_cls: type) -> None:
             "while a pure step evaluates it once.",
             fix="Use an optimizer whose step() works from the gradients alone.",
         )
+
+
+def needs_metric(scheduler: Any) -> bool:
+    """Whether ``scheduler.step`` has to be called with a metric, as that of ``ReduceLROnPlateau``.
+
+    Args:
+        scheduler: A scheduler or its class.
+
+    Raises:
+        UnsupportedError: ``step`` needs more than one argument.
+    """
+    if isinstance(scheduler, type):
+        parameters = list(inspect.signature(scheduler.step).parameters.values())[1:]
+    else:
+        parameters = list(inspect.signature(scheduler.step).parameters.values())
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(required) > 1 or any(p.kind is p.KEYWORD_ONLY and p.name in required for p in parameters):
+        raise UnsupportedError(
+            f"a scheduler's step must need no argument, or one metric; this one needs {', '.join(map(repr, required))}.",
+            fix="Give the others a default value.",
+        )
+    cls = scheduler if isinstance(scheduler, type) else type(scheduler)
+    return bool(required) or issubclass(cls, ReduceLROnPlateau)
+
+
+def is_plateau_factory(factory: Factory) -> bool | None:
+    """Whether the factory's schedulers step on a metric. Builds nothing; None if a function makes them, which may do either."""
+    return None if factory.cls is None else needs_metric(factory.cls)
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:

@@ -8,26 +8,22 @@ come from the factory. With all counters restored torch finds nothing to warn ab
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from purestate.core._component import Component, Json, Sources, Survey, own, write
-from purestate.core._factory import Factory
+from purestate.core._factory import Factory, needs_metric
 from purestate.core._optim import build_optimizer, write_groups, write_optimizer
-from purestate.errors import SetupError, UnsupportedError
+from purestate.errors import SetupError
 
 __all__ = [
     "LiveScheduler",
     "build_scheduler",
     "export_scheduler",
-    "is_plateau_factory",
-    "needs_metric",
     "rebuild_scheduler",
     "start",
     "step_scheduler",
@@ -53,34 +49,6 @@ class LiveScheduler:
     needs_metric: bool
     count: int
     origin: Component
-
-
-def needs_metric(scheduler: Any) -> bool:
-    """Whether ``scheduler.step`` has to be called with a metric, as that of ``ReduceLROnPlateau``.
-
-    Args:
-        scheduler: A scheduler or its class.
-
-    Raises:
-        UnsupportedError: ``step`` needs more than one argument.
-    """
-    if isinstance(scheduler, type):
-        parameters = list(inspect.signature(scheduler.step).parameters.values())[1:]
-    else:
-        parameters = list(inspect.signature(scheduler.step).parameters.values())
-    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if len(required) > 1 or any(p.kind is p.KEYWORD_ONLY and p.name in required for p in parameters):
-        raise UnsupportedError(
-            f"a scheduler's step must need no argument, or one metric; this one needs {', '.join(map(repr, required))}.",
-            fix="Give the others a default value.",
-        )
-    cls = scheduler if isinstance(scheduler, type) else type(scheduler)
-    return bool(required) or issubclass(cls, ReduceLROnPlateau)
-
-
-def is_plateau_factory(factory: Factory) -> bool | None:
-    """Whether the factory's schedulers step on a metric. Builds nothing; None if a function makes them, which may do either."""
-    return None if factory.cls is None else needs_metric(factory.cls)
 
 
 def build_scheduler(factory: Factory, optimizer: Optimizer) -> LiveScheduler:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from html import escape
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
@@ -330,6 +329,8 @@ class State:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{escape(text)}</td></tr>" for name, text in self._rows())
         return (
             f"<table><caption>State <code>{short(self.hash.removeprefix('b3:'))}</code>, epoch {self.counters.epoch}, "

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from purestate.code import describe, describe_module
+from purestate.core._factory import is_plateau_factory
 from purestate.core._metrics import Metric
 from purestate.core._recipe import Recipe
-from purestate.core._sched import is_plateau_factory
 from purestate.core._state import State
 from purestate.data._fingerprint import describe_data
 from purestate.run._question import Question, flatten

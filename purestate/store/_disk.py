@@ -7,21 +7,24 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from purestate.errors import CorruptLogError, FormatVersionError, StoreError, StoreWriteError
 from purestate.store._backend import Handle, not_found
 from purestate.store._files import make_folder, sync_folder, unique, write_file, writing
-from purestate.store._items import Items
 from purestate.store._journal import Journal
 from purestate.store._layout import FORMAT_VERSION, Layout, check_id
 from purestate.store._locks import FileLock
 from purestate.store._log import DiskLog
-from purestate.store._resume import ResumePoints
-from purestate.store._writer import shared_writer
+
+if TYPE_CHECKING:
+    from purestate.store._items import Items
+    from purestate.store._resume import ResumePoints
+    from purestate.store._writer import Writer
 
 __all__ = ["DiskBackend"]
 
@@ -41,11 +44,28 @@ class DiskBackend:
         self._path = Path(path).absolute()
         self._layout = Layout(self._path)
         self._prepared = _check_format(self._layout)
-        self._writer = shared_writer()
-        self._items = Items(self._layout, self._writer)
-        self._resume = ResumePoints(self._layout, self._writer)
         self._journal = Journal(self._layout)
         self._shared = FileLock(self._layout.store_lock, f"the store {os.fspath(path)!r}", shared=True)
+
+    # These three are imported when tensors are written or read: a re-run that finds its answers in the log does neither.
+
+    @cached_property
+    def _writer(self) -> Writer:
+        from purestate.store._writer import shared_writer
+
+        return shared_writer()
+
+    @cached_property
+    def _items(self) -> Items:
+        from purestate.store._items import Items
+
+        return Items(self._layout, self._writer)
+
+    @cached_property
+    def _resume(self) -> ResumePoints:
+        from purestate.store._resume import ResumePoints
+
+        return ResumePoints(self._layout, self._writer)
 
     @property
     def path(self) -> Path:
@@ -155,7 +175,8 @@ class DiskBackend:
 
     def close(self) -> None:
         """Wait for what is written in the background and end the writer process. A store that needs it starts it again."""
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
 
     def _prepare(self) -> None:
         if self._prepared:

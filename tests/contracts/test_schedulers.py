@@ -257,7 +257,7 @@ def test_equal_to_plain_torch(name):
         for param in params.values():
             param.grad = torch.full_like(param, 0.1)
         optimizer.step()
-        scheduler.step(*([1.0 / (i + 1) if i < 3 else 0.5] if _sched.needs_metric(scheduler) else []))
+        scheduler.step(*([1.0 / (i + 1) if i < 3 else 0.5] if _factory.needs_metric(scheduler) else []))
         seen = uninterrupted("sgd", ("epoch", name))[i + 1][1][0]["objects"]["optimizer"]["param_groups"]
         assert [group["lr"] for group in seen] == [group["lr"] for group in optimizer.param_groups]
         assert [group["momentum"] for group in seen] == [group["momentum"] for group in optimizer.param_groups]
@@ -339,9 +339,9 @@ def test_a_fresh_scheduler_on_a_kept_optimizer_starts_from_its_rates():
 
 
 def test_needs_metric_is_known_without_building():
-    names = {name for name in TABLE if _sched.is_plateau_factory(made(name))}
+    names = {name for name in TABLE if _factory.is_plateau_factory(made(name))}
     assert names == {"ReduceLROnPlateau", "user Plateau", "duck with metric"}
-    assert _sched.is_plateau_factory(made("SequentialLR")) is None
+    assert _factory.is_plateau_factory(made("SequentialLR")) is None
 
 
 def test_a_metric_that_is_not_there():
@@ -356,7 +356,7 @@ def test_a_step_that_needs_more_is_refused():
             pass
 
     with pytest.raises(UnsupportedError, match="needs 'loss', 'accuracy'"):
-        _sched.is_plateau_factory(Factory.make("epoch_scheduler", Greedy, describe=str))
+        _factory.is_plateau_factory(Factory.make("epoch_scheduler", Greedy, describe=str))
 
 
 def test_a_function_must_return_a_scheduler():

@@ -60,11 +60,11 @@ CHANGES: dict[str, tuple[dict[str, Any], str, Any, Any]] = {
     "loss argument": (
         dict(recipe=STEP | dict(loss_args=dict(label_smoothing=0.1), loss_cls=nn.CrossEntropyLoss)),
         "loss label_smoothing",
-        None,
+        "the default",
         0.1,
     ),
     "scheduler argument": (scheduler(step_size=3), "epoch_scheduler step_size", 2, 3),
-    "scheduler argument that was left out": (scheduler(step_size=2, gamma=0.5), "epoch_scheduler gamma", None, 0.5),
+    "scheduler argument that was left out": (scheduler(step_size=2, gamma=0.5), "epoch_scheduler gamma", "the default", 0.5),
     "clipping": (dict(recipe=STEP | dict(clip_grad_norm=1.0)), "gradient clipping norm", None, 1.0),
     "precision": (dict(recipe=STEP | dict(precision="bfloat16")), "precision", None, "bfloat16"),
     "a byte of the data": (dict(train_dl=one_byte_else()), "training data: dataset.tensors.0", ..., ...),
@@ -121,7 +121,7 @@ def test_a_change_is_named_alone(recorded, what):
     if old is not ...:
         assert error.changes == ((name, old, new),)
         assert new is None or repr(new) in first
-        assert old is None or repr(old) in first
+        assert old is None or f"was {old if old == 'the default' else repr(old)} when" in first
     assert "ck.reset(0)" in rest[-1]
     assert "ck.accept(0)" in rest[-1]
     assert recorded.head == head

@@ -75,7 +75,7 @@ def test_another_format_file_is_refused(tmp_store_path, text):
 
 def test_a_file_is_no_store(tmp_store_path):
     tmp_store_path.write_text("")
-    with pytest.raises(StoreWriteError, match="Expected a folder as a store.*is a file"):
+    with pytest.raises(StoreWriteError, match=r"Expected a folder as a store.*is a file"):
         DiskBackend(tmp_store_path)
 
 
