@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim import lr_scheduler as lrs
 from torch.optim import swa_utils
 
-from purestate.core import _optim, _sched
+from purestate.core import _factory, _optim, _sched
 from purestate.core._factory import Factory
 from purestate.errors import SetupError, TreeMismatchError, UnsupportedError
 from tests.contracts.test_optimizers import from_plain, plain, run_again
