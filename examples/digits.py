@@ -69,7 +69,7 @@ def main(folder: str, plots: str | None) -> None:
         optimizer_cls=torch.optim.Adam,
         optimizer_args=dict(lr=2e-3, weight_decay=5e-4),
         epoch_scheduler_cls=torch.optim.lr_scheduler.StepLR,
-        epoch_scheduler_args=dict(step_size=10, gamma=0.5),
+        epoch_scheduler_args=dict(step_size=10, gamma=0.7),
     )
     adam = store.checkpoint("adam", description="MLP, Adam, 20 + 20 epochs")
     curve = adam.find_lr(s0, train_dl, min_rate=1e-5, epochs=2)
