@@ -135,6 +135,7 @@ class Computation:
     def _epochs(self, train: Trajectory, start: int) -> Iterator[tuple[ops.Epoch, float]]:
         """Yield epochs from core after ``start``, with the seconds that each took."""
         call = self._call
+        self._must_begin_alike(train)
         notices: list[str] = []
         device = call.state.device
         feeds = [None if loader is None else feed(loader, device=device) for loader in call.loaders]
@@ -181,6 +182,19 @@ class Computation:
         }
         self._ledger.append("epoch", body)
         return True
+
+    def _must_begin_alike(self, train: Trajectory) -> None:
+        """An accepted question may have another input; the epochs that are missing cannot be computed from that one."""
+        now, recorded = self._call.state.hash, train.input
+        if now != recorded and self._call.state.digests["key"] != train.question["parts"]["input.key"]:
+            where = f"checkpoint {self._ledger.id!r}, train {self._ledger.chain.index(train)}"
+            raise ReplayError(
+                f"{where}: it began from {recorded[:11]} and was accepted as the answer for {now[:11]}, whose key is another.",
+                cause="What is recorded is returned; further epochs would mix two streams of random numbers.",
+                fix="Ask for what is recorded, or begin anew under another checkpoint id.",
+                expected=recorded,
+                actual=now,
+            )
 
     def _must_be_recorded(self, train: Trajectory, epoch: ops.Epoch) -> None:
         if epoch.n not in train.epochs or (recorded := train.epochs[epoch.n].body["hash"]) == epoch.state.hash:

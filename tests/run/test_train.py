@@ -352,3 +352,15 @@ def test_an_unknown_metric_is_refused_before_anything_is_recorded(memory):
     with pytest.raises(MetricError, match="watch='f1' is not computed; there is 'accuracy', 'loss'"):
         ask.of(ck, watch="f1")
     assert memory.checkpoints() == []
+
+
+def test_what_was_accepted_for_another_key_is_not_trained_on(memory):
+    ck = checkpoint(memory)
+    answer = Ask().of(ck)
+    ck.accept(0)
+    assert Ask(seed=1).of(ck) == answer
+    head = ck.head
+    with pytest.raises(ReplayError, match="whose key is another"):
+        Ask(seed=1).of(ck, epochs=3)
+    assert ck.head == head
+    assert Ask().of(ck, epochs=3) == Ask().of(checkpoint(), epochs=3)
