@@ -34,6 +34,7 @@ from torch.utils.hooks import RemovableHandle
 
 from purestate.core._hash import canonical_json, dtype_name, leaf_hash
 from purestate.core._plain import encode
+from purestate.core._tree import layout_text
 
 if TYPE_CHECKING:
     from purestate.code._walk import Walker
@@ -68,7 +69,7 @@ def tensor_content(walker: Walker, tensor: torch.Tensor) -> Json:
     The digest is left out for tensors on the meta device, and for those with a ``grad_fn``: they were computed from
     parameters, whose values are in the input state.
     """
-    text = f"{dtype_name(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
+    text = layout_text(tensor)
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return {"tensor": f"{dtype_name(tensor.dtype)} uninitialized"}
     if tensor.is_meta or tensor.grad_fn is not None:

@@ -196,6 +196,8 @@ class _Losses:
 
     def check(self) -> None:
         """Raise `NonFiniteLossError` if a loss since the last check was nan or infinite."""
+        if not self._losses:
+            return
         losses = torch.stack(self._losses)
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):

@@ -11,11 +11,12 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from purestate.core._hash import dtype_name, leaf_hash, tree_hash
 from purestate.errors import FrozenStateError, MutatedStateError, TreeMismatchError
 
-__all__ = ["LeafSpec", "Leaves", "check_same_names", "in_order", "spec_of", "stride_order"]
+__all__ = ["LeafSpec", "Leaves", "check_same_names", "in_order", "layout_text", "spec_of", "stride_order"]
 
 
 class LeafSpec(NamedTuple):
@@ -62,6 +63,17 @@ def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
+def layout_text(tensor: torch.Tensor) -> str:
+    """Return dtype, shape and, where it is not row-major, stride order, as questions hold them: ``'float32[2,3]'``.
+
+    A batch that is channels_last is computed in another way, with other bits, than the same elements in rows.
+    """
+    text = f"{dtype_name(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
+    strided = tensor.layout is torch.strided and not tensor.is_nested and not is_lazy(tensor)
+    order = stride_order(tensor) if strided else None
+    return text if order is None else f"{text} order {','.join(map(str, order))}"
+
+
 def spec_of(tensor: torch.Tensor) -> LeafSpec:
     """Return the spec of a tensor."""
     return LeafSpec(tuple(tensor.shape), tensor.dtype, stride_order(tensor))
@@ -86,7 +98,7 @@ class Leaves(Mapping[str, torch.Tensor]):
         Work on a copy, state.params['weight'].clone(), and put it back with state.replace(params={...}).
     """
 
-    __slots__ = ("_device", "_digest", "_hashes", "_load", "_tensors", "_versions", "_where")
+    __slots__ = ("_device", "_digest", "_hashes", "_load", "_orders", "_tensors", "_versions", "_where")
 
     def __init__(self, tensors: Mapping[str, torch.Tensor] | None = None, where: str = "") -> None:
         self._where = where
@@ -96,25 +108,35 @@ class Leaves(Mapping[str, torch.Tensor]):
         self._device: torch.device | None = None
         self._tensors: dict[str, torch.Tensor] = {}
         self._versions: list[int | None] = []
+        self._orders: Mapping[str, tuple[int, ...]] | None = None
         self._hold(tensors or {})
 
     @classmethod
-    def lazy(cls, digest: str, load: Callable[[], Mapping[str, torch.Tensor]], device: torch.device, where: str = "") -> Leaves:
+    def lazy(
+        cls,
+        digest: str,
+        load: Callable[[], Mapping[str, torch.Tensor]],
+        device: torch.device,
+        orders: Mapping[str, tuple[int, ...]],
+        where: str = "",
+    ) -> Leaves:
         """Return leaves whose digest is known and whose tensors are read when somebody looks.
 
         Args:
             digest: What the tensors hash to. ``load`` vouches for it.
             load: Returns the tensors. Called at most once.
             device: Where they will be.
+            orders: The stride orders of those that are not row-major.
             where: As for the class.
         """
         leaves = cls(where=where)
-        leaves._digest, leaves._load, leaves._device = digest, load, device
+        leaves._digest, leaves._load, leaves._device, leaves._orders = digest, load, device, orders
         return leaves
 
     def _hold(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = dict(tensors)
         self._versions = [_version(tensor) for tensor in self._tensors.values()]
+        self._orders = None
 
     def _read(self) -> dict[str, torch.Tensor]:
         if self._load is not None:
@@ -131,6 +153,14 @@ class Leaves(Mapping[str, torch.Tensor]):
     def device(self) -> torch.device | None:
         """The device of the first tensor; None if there is none. Reads nothing."""
         return next((tensor.device for tensor in self._tensors.values()), None) if self._load is None else self._device
+
+    @property
+    def orders(self) -> Mapping[str, tuple[int, ...]]:
+        """The stride orders of the tensors that are not row-major. They decide bits and are in no hash. Reads nothing."""
+        if self._orders is None:
+            found = {name: stride_order(tensor) for name, tensor in self._tensors.items()}
+            self._orders = {name: order for name, order in found.items() if order is not None}
+        return self._orders
 
     @property
     def loaded(self) -> bool:

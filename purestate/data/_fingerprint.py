@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from purestate.core._hash import canonical_json, dtype_name, leaf_hash, scalar_hash
+from purestate.core._hash import canonical_json, leaf_hash, scalar_hash
 from purestate.core._key import Key
 from purestate.core._seeds import preserved_generators, seed_all
+from purestate.core._tree import layout_text
 from purestate.data._generators import find_generators, generator_state, is_generator, seed_generator, set_generator_state
 from purestate.errors import FingerprintError
 
@@ -292,7 +293,7 @@ def _tensor(tensor: torch.Tensor, place: str) -> str:
     """Return dtype, shape and digest; the digest is remembered while the tensor lives and torch counts no change of it."""
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         raise _refusal(place, tensor)
-    title = f"{dtype_name(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
+    title = layout_text(tensor)
     if tensor.is_inference():  # nobody counts its changes
         return f"{title} b3:{leaf_hash(tensor)[:32]}"
     state = (tensor._version, tensor.data_ptr(), title, tensor.stride())

@@ -86,6 +86,8 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
     assert state.recipe is not None
     digests = state.digests
     parts: dict[str, Any] = {f"input.{name}": digests[name] for name in subtrees if name in digests}
+    for name in ("params", "frozen", "buffers"):
+        parts |= {f"input.layout.{name}.{leaf}": list(order) for leaf, order in getattr(state, name).orders.items()}
     parts |= _module(state.recipe.template)
     # what forward makes tensors of, where it does not say
     defaults = {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}

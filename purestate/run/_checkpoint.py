@@ -128,15 +128,15 @@ class Checkpoint:
         """Train as `train` does, as a stream of epochs. Leaving the loop early ends the op at that epoch.
 
         Args:
-            state: As for `train`, like all arguments.
-            train_dl: …
-            val_dl: …
+            state: As for `train`.
+            train_dl: As for `train`.
+            val_dl: As for `train`.
             epochs: How many at most.
-            watch: …
-            load_best: …
-            patience: …
-            warmup: …
-            metrics: …
+            watch: As for `train`.
+            load_best: As for `train`.
+            patience: As for `train`.
+            warmup: As for `train`.
+            metrics: As for `train`.
 
         Yields:
             The evaluation before the first epoch as number 0 (with ``val_dl``), then each epoch, recorded ones first.

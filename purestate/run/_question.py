@@ -37,6 +37,7 @@ _SAYINGS = (
     ("train_data", "training data"),
     ("val_data", "validation data"),
     ("args.", ""),
+    ("input.layout.", "stride order of "),
     ("input.", "input "),
     ("parent", "input"),
     ("edits.", ""),

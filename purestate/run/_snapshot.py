@@ -119,7 +119,7 @@ def _put_leaves(leaves: Leaves, items: Items, also: Leaves | None) -> dict[str, 
 
 
 def _layout(leaves: Leaves) -> dict[str, Any]:
-    orders = {name: list(order) for name, tensor in leaves.items() if (order := stride_order(tensor)) is not None}
+    orders = {name: list(order) for name, order in leaves.orders.items()}
     return {"digest": leaves.digest, "names": list(leaves)} | ({"orders": orders} if orders else {})
 
 
@@ -131,15 +131,15 @@ def _get_leaves(
     recipe: Recipe | None,
 ) -> Leaves:
     names: list[str] = json["names"]
-    orders = json.get("orders", {})
+    orders = {name: tuple(order) for name, order in json.get("orders", {}).items()}
 
     def load() -> dict[str, torch.Tensor]:
         item = read(json["item"])
         if recipe is not None:
             _must_fit(recipe.template, {name: item[name] for name in names}, where)
-        return {name: in_order(item[name], _tuple(orders.get(name))).to(device) for name in names}
+        return {name: in_order(item[name], orders.get(name)).to(device) for name in names}
 
-    return Leaves.lazy(json["digest"], load, device, where) if names else Leaves(where=where)
+    return Leaves.lazy(json["digest"], load, device, orders, where) if names else Leaves(where=where)
 
 
 def _must_fit(template: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -187,7 +187,7 @@ def _get_component(
             return {name: _read_inline(written).to(device) for name, written in json["inline"].items()}
         return {name: tensor.to(device) for name, tensor in _unpack(read(json["item"]), json["layout"]).items()}
 
-    return Component(json["skeleton"], Leaves.lazy(json["leaves"], load, device, where))
+    return Component(json["skeleton"], Leaves.lazy(json["leaves"], load, device, {}, where))
 
 
 def _pack(leaves: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -117,6 +117,7 @@ def target(*expression: str) -> str:
 
 # name, source, what is replaced, by what
 CHANGES = [
+    ("tensor strides", target("torch.ones(2, 3).T"), "ones(2, 3).T", "ones(3, 2)"),
     ("body", HELPER, "+ 1", "+ 2"),
     ("operator", HELPER, "helper(x) + 1", "helper(x) - 1"),
     ("helper body", HELPER, "x * SCALE", "x / SCALE"),
@@ -222,7 +223,6 @@ SAME = [
     ("dict order, other keys", "target = {1: 2, (3, 4): 5}\n", "1: 2, (3, 4): 5", "(3, 4): 5, 1: 2"),
     ("set order", target("{'a', 'b', 'c'}"), "'a', 'b', 'c'", "'c', 'b', 'a'"),
     ("lambda moved on its line", LAMBDAS, "[lambda x: x + 1, lambda x: x + 2][0]", "[lambda x: x + 2, lambda x: x + 1][1]"),
-    ("tensor strides", target("torch.ones(2, 3).T"), "ones(2, 3).T", "ones(3, 2)"),
     (
         "logger",
         "import logging\nlog = logging.getLogger('a')\ndef target(x):\n    return log\n",

@@ -403,3 +403,9 @@ def test_predict_is_the_module_in_eval_mode() -> None:
         t.add_(1)
     s0.verify()
     assert_trees_identical(ops.predict(s0, feed(VAL)), expected)
+
+
+def test_an_epoch_of_exactly_a_thousand_steps() -> None:
+    """Losses are looked at once in a thousand steps, and none may be left over at the end."""
+    (epoch,) = run(state(), [TRAIN[0]] * 1000, epochs=1)
+    assert epoch.state.counters.step == 1000

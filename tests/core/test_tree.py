@@ -79,7 +79,7 @@ def lazy(tensors: Mapping[str, torch.Tensor], digest: str) -> tuple[Leaves, list
         calls.append(1)
         return tensors
 
-    return Leaves.lazy(digest, load, torch.device("cpu"), "params"), calls
+    return Leaves.lazy(digest, load, torch.device("cpu"), {}, "params"), calls
 
 
 def test_lazy_leaves_are_read_once_and_late() -> None:
@@ -103,7 +103,7 @@ def test_a_failed_read_is_tried_again() -> None:
             raise error
         return dict(leaves())
 
-    held = Leaves.lazy(leaves().digest, load, torch.device("cpu"), "params")
+    held = Leaves.lazy(leaves().digest, load, torch.device("cpu"), {}, "params")
     with pytest.raises(OSError, match="disk"):
         held["a"]
     assert held["a"].tolist() == [0, 0]

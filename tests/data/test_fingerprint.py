@@ -121,6 +121,7 @@ def gen(seed):
 
 
 CHANGES = {
+    "strides": (loader(), loader(dataset=TensorDataset(tensors()[0].T.contiguous().T, tensors()[1]))),
     "a byte": (loader(), loader(dataset=edited(lambda x: x[5, 1].add_(1)))),
     "minus zero": (loader(), loader(dataset=edited(lambda x: x[0, 0].neg_()))),
     "dtype": (loader(), loader(dataset=TensorDataset(tensors()[0].double(), tensors()[1]))),
@@ -174,7 +175,6 @@ SAME = {
     "generator of a sampler": tuple(loader(sampler=RandomSampler(range(6), generator=g)) for g in (None, gen(1))),
     "numpy generator of a sampler": tuple(loader(sampler=Shuffled(6, np.random.default_rng(i))) for i in (1, 2)),
     "generator of a data set": tuple(loader(dataset=InMemory([1], generator=np.random.default_rng(i))) for i in (1, 2)),
-    "strides": (loader(), loader(dataset=TensorDataset(tensors()[0].T.contiguous().T, tensors()[1]))),
     "probed again": (loader(dataset=Opaque()), loader(dataset=Opaque())),
     "declared, other handles": (loader(dataset=Declares()), loader(dataset=Declares())),
 }

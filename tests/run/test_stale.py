@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import ExponentialLR, StepLR
 
 import purestate as ps
 from tests.helpers import Linear, Mlp, batch, build
-from tests.run.tiny import Ask, checkpoint, loader
+from tests.run.tiny import Ask, checkpoint, loader, start
 
 
 def accuracies() -> tuple[Any, Any]:
@@ -286,3 +287,36 @@ def test_an_edit_of_source(tmp_path, memory, old, new, changed):
         with pytest.raises(ps.StaleRecordError) as caught:
             other.of(ck)
         assert [name for name, *_ in caught.value.changes] == changed
+
+
+class Images(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+
+
+def in_channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("weights", "images", "name"),
+    [
+        (in_channels_last, lambda x: x, "stride order of params.0.weight"),
+        (lambda x: x, in_channels_last, "training data: batches.0.0"),
+    ],
+    ids=["weights", "images"],
+)
+def test_strides_decide_bits_and_are_asked_for(memory, weights, images, name):
+    """Kernels choose their algorithm by strides, which are in no hash: equal states, another question."""
+
+    def ask(weights: Callable[..., Any], images: Callable[..., Any]) -> ps.State:
+        module = build(Images, 0)
+        module[0].weight.data = weights(module[0].weight.data)
+        return ck.train(start(lambda: module), [(images(torch.ones(4, 2, 6, 6)), torch.zeros(4, dtype=torch.long))], epochs=1)
+
+    ck = checkpoint(memory)
+    answer = ask(lambda x: x, lambda x: x)
+    with pytest.raises(ps.StaleRecordError) as caught:
+        ask(weights, images)
+    assert [change[0] for change in caught.value.changes] == [name]
+    assert ask(lambda x: x, lambda x: x) == answer
