@@ -225,6 +225,10 @@ def records():
         return 0
 
 
+def ended(pid):
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def in_a_child(store, kill):
     read, write = os.pipe()
     pid = os.fork()
@@ -241,7 +245,7 @@ def in_a_child(store, kill):
     if kill:
         more, then = random.choice([0, 1, 3, 10, 25]), random.choice([0, 0.05, 0.3, 1.0])
         target, deadline = records() + more, time.monotonic() + 20
-        while records() < target and time.monotonic() < deadline:
+        while records() < target and time.monotonic() < deadline and not ended(pid):
             time.sleep(0.002)
         time.sleep(then)
         os.kill(pid, signal.SIGKILL)
