@@ -353,9 +353,20 @@ class State:
 def require(state: State, part: str, op: str) -> Recipe:
     """Return the recipe of a state, or say what it lacks.
 
+    Args:
+        state: What the user gave as one.
+        part: What the recipe must have: ``'loss'``, ``'optimizer'``; ``'template'`` for any recipe.
+        op: Who asks, for the message.
+
     Raises:
-        SetupError: The state has no recipe, or its recipe has no such part.
+        SetupError: It is no state, the state has no recipe, or its recipe has no such part.
     """
+    if not isinstance(state, State):
+        raise SetupError(
+            f"{op}: expected a State first, got {type(state).__name__}.",
+            fix="Make one: ps.init(module, seed=0).",
+            argument="state",
+        )
     if state.recipe is None:
         raise SetupError(
             f"{op}: the state does not know its module: it was loaded without one.",

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from purestate.core._metrics import Metric, as_metrics
 from purestate.core._plain import decode
 from purestate.core._state import State, require
@@ -97,6 +95,7 @@ class Checkpoint:
             MetricError: ``watch`` is not computed.
             NonFiniteLossError: The loss became nan or infinite; the finished epochs are recorded.
             MutatedStateError: A leaf of ``state`` was changed in place.
+            ReplayError: An epoch that had to be computed again, as after a kill, is not what was recorded.
             StoreLockedError: Another process is writing this checkpoint.
 
         Effects:
@@ -167,7 +166,7 @@ class Checkpoint:
         Effects:
             One record if it was computed; prints one line.
         """
-        return self._read(ask_evaluate(state, dataloader, _listed(metrics)))
+        return self._read(lambda: ask_evaluate(state, dataloader, _listed(metrics)))
 
     def find_lr(
         self,
@@ -197,7 +196,7 @@ class Checkpoint:
             One record if it was computed; prints one line.
         """
         changes = {"optimizer_cls": optimizer_cls, "optimizer_args": optimizer_args, "loss_cls": loss_cls}
-        return self._read(ask_find_lr(state, dataloader, changes, epochs, min_rate, max_rate))
+        return self._read(lambda: ask_find_lr(state, dataloader, changes, epochs, min_rate, max_rate))
 
     def predict(self, state: State, dataloader: Any) -> Any:
         """Return what the module returns for a loader, batches concatenated; from the log if it is there.
@@ -212,7 +211,7 @@ class Checkpoint:
         Effects:
             One record and one item if it was computed; prints one line.
         """
-        return self._read(ask_predict(state, dataloader))
+        return self._read(lambda: ask_predict(state, dataloader))
 
     # ---------------------------------------------------------------- the log
 
@@ -301,7 +300,6 @@ class Checkpoint:
         metrics: Sequence[MetricLike],
         progress: Callable[[Epoch], None],
     ) -> Training:
-        _must_be_state(state, "train")
         require(state, "loss", "train")
         require(state, "optimizer", "train")
         state.check()
@@ -322,11 +320,12 @@ class Checkpoint:
         question = ask_train(state, train_dl, val_dl, metrics=known, warmup=warmup, watch=watch)
         return Training(self._ledger, state, (train_dl, val_dl), question, selection, known, warmup, self._notify, progress)
 
-    def _read(self, reader: Reader) -> Any:
-        began = time.perf_counter()
+    def _read(self, ask: Callable[[], Reader]) -> Any:
+        began = time.perf_counter()  # asking hashes state, code and data: most of what an answer from the log costs
+        reader = ask()
         value, cached = reader.answer(self._ledger)
-        seconds = time.perf_counter() - began + reader.asked
-        self._say(Summary(f"{self.id} {reader.name}", cached, seconds, reader.state.hash, metrics=reader.shown(value)))
+        seconds = time.perf_counter() - began
+        self._say(Summary(f"{self.id} {reader.name}", cached, seconds, reader.state.hash, metrics=reader.metrics(value)))
         return value
 
     def _number(self, op: int) -> int:
@@ -350,12 +349,6 @@ def _listed(metrics: Sequence[MetricLike]) -> tuple[Metric, ...]:
         name = metrics if isinstance(metrics, str) else getattr(metrics, "name", getattr(metrics, "__name__", "..."))
         raise MetricError(f"metrics must be a list, got {metrics!r}.", fix=f"Write metrics=[{name}].", metric=name)
     return as_metrics(metrics)
-
-
-def _must_be_state(state: object, op: str) -> None:
-    if not isinstance(state, State):
-        hint = "Make one: ps.init(module, seed=0)." if isinstance(state, torch.nn.Module) else None
-        raise SetupError(f"{op}: expected a State first, got {type(state).__name__}.", fix=hint, argument="state")
 
 
 def plot_metrics(checkpoints: Sequence[Checkpoint]) -> Figure:

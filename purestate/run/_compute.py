@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 
 from purestate.core import _ops as ops
@@ -138,20 +139,23 @@ class Computation:
         self._must_begin_alike(train)
         notices: list[str] = []
         device = call.state.device
-        feeds = [None if loader is None else feed(loader, device=device) for loader in call.loaders]
-        assert feeds[0] is not None
-        epochs = ops.train(
-            call.state if start == 0 else call.state_at(train, start),
-            feeds[0],
-            feeds[1],
-            metrics=call.metrics,
-            warmup=call.warmup,
-            watch=call.selection.watch,
-            key=call.state.key,
-            done=start,
-            notices=notices,
-        )
-        try:
+        state = call.state if start == 0 else call.state_at(train, start)
+        train_dl, val_dl = call.loaders
+        with ExitStack() as closed:
+            train_feed = closed.enter_context(closing(feed(train_dl, device=device)))
+            val_feed = None if val_dl is None else closed.enter_context(closing(feed(val_dl, device=device)))
+            epochs = ops.train(
+                state,
+                train_feed,
+                val_feed,
+                metrics=call.metrics,
+                warmup=call.warmup,
+                watch=call.selection.watch,
+                key=call.state.key,
+                done=start,
+                notices=notices,
+            )
+            closed.enter_context(closing(epochs))
             while True:
                 began = time.perf_counter()
                 epoch = next(epochs)
@@ -159,11 +163,6 @@ class Computation:
                 while notices:
                     call.notify(notices.pop(0))
                 yield epoch, seconds
-        finally:
-            epochs.close()
-            for used in feeds:
-                if used is not None:
-                    used.close()
 
     def _record(self, train: Trajectory, epoch: ops.Epoch, seconds: float) -> bool:
         """Record an epoch, or hold it against its record. Returns whether it is new."""
@@ -187,9 +186,9 @@ class Computation:
         """An accepted question may have another input; the epochs that are missing cannot be computed from that one."""
         now, recorded = self._call.state.hash, train.input
         if now != recorded and self._call.state.digests["key"] != train.question["parts"]["input.key"]:
-            where = f"checkpoint {self._ledger.id!r}, train {self._ledger.chain.index(train)}"
             raise ReplayError(
-                f"{where}: it began from {recorded[:11]} and was accepted as the answer for {now[:11]}, whose key is another.",
+                f"checkpoint {self._ledger.id!r}, train {self._ledger.chain.index(train)}: it began from {recorded[:11]} "
+                f"and was accepted as the answer for {now[:11]}, whose key is another.",
                 cause="What is recorded is returned; further epochs would mix two streams of random numbers.",
                 fix="Ask for what is recorded, or begin anew under another checkpoint id.",
                 expected=recorded,
@@ -199,11 +198,12 @@ class Computation:
     def _must_be_recorded(self, train: Trajectory, epoch: ops.Epoch) -> None:
         if epoch.n not in train.epochs or (recorded := train.epochs[epoch.n].body["hash"]) == epoch.state.hash:
             return
-        where = f"checkpoint {self._ledger.id!r}, train {self._ledger.chain.index(train)}"
+        op = self._ledger.chain.index(train)
         raise ReplayError(
-            f"{where}: epoch {epoch.n} was recorded as {recorded[:11]}, and computing it again gave {epoch.state.hash[:11]}.",
+            f"checkpoint {self._ledger.id!r}, train {op}: epoch {epoch.n} was recorded as {recorded[:11]}, "
+            f"and computing it again gave {epoch.state.hash[:11]}.",
             cause="The environment differs (torch, threads, device), or something in the step is not deterministic.",
-            fix="Go on under another checkpoint id, or void the op with ck.reset().",
+            fix=f"Go on under another checkpoint id, or void the train with ck.reset({op}).",
             expected=recorded,
             actual=epoch.state.hash,
         )

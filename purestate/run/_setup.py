@@ -1,7 +1,7 @@
-"""`setup` and the other ways to make a state from a state without training: `set_lr`, `freeze`, `unfreeze`.
+"""`setup`: decide how a state is trained. See also `set_lr`, `freeze` and `unfreeze` in core's ``_edit``.
 
-None of them is an op, nothing is recorded, and nothing is built: a named component is marked as fresh, and its class,
-arguments and code are the mark. The next `train` builds it.
+It is no op, nothing is recorded, and nothing is built: a named component is marked as fresh, and its class, arguments and
+code are the mark. The next `train` builds it.
 """
 
 from __future__ import annotations
@@ -89,15 +89,7 @@ def setup(
         purestate.errors.SetupError: optimizer SGD takes no argument 'learning_rate'.
         It takes lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused.
     """
-    if not isinstance(state, State):
-        raise SetupError(
-            f"setup: expected a State first, got {type(state).__name__}.",
-            fix="Make one: ps.init(module, seed=0).",
-            argument="state",
-        )
-    if state.recipe is None:
-        require(state, "optimizer", "setup")
-    assert state.recipe is not None
+    before = require(state, "template", "setup")
     changed: dict[str, Any] = _loss(loss_cls, loss_args, loss, loss_fn)
     factories = {
         "optimizer": _factory("optimizer", optimizer_cls, optimizer_args, optimizer_fn),
@@ -113,11 +105,10 @@ def setup(
             )
         if factories[name] is not None or cleared.get(name):
             changed[name], fresh[name] = factories[name], None
-    changed |= _clip(state.recipe, clip_grad_norm, clip_grad_value) | _precision(precision)
+    changed |= _clip(before, clip_grad_norm, clip_grad_value) | _precision(precision)
     if deterministic is not None:
         changed["deterministic"] = bool(deterministic)
-    recipe = state.recipe.replace(**changed)
-    return state.derived({"setup": sorted(changed)}, recipe=recipe, **fresh)
+    return state.derived({"setup": sorted(changed)}, recipe=before.replace(**changed), **fresh)
 
 
 def _factory(kind: str, cls: type | None, args: _Args, fn: Callable[..., Any] | None) -> Factory | None:
