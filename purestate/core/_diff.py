@@ -58,8 +58,8 @@ def diff(a: State, b: State) -> list[LeafDiff]:
     for name in dict.fromkeys([*ours, *theirs]):
         if ours.get(name) == theirs.get(name):
             continue
-        leaves = _leaves(a, name), _leaves(b, name)
-        inside = _diff_leaves(name, *leaves) if None not in leaves else []  # type: ignore[arg-type]
+        before, after = _leaves(a, name), _leaves(b, name)
+        inside = _diff_leaves(name, before, after) if before is not None and after is not None else []
         inside += _diff_plain(a, b, name)
         found += inside or [LeafDiff(name, ours.get(name, "none"), theirs.get(name, "none"))]
     return found

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from purestate.core._optim import replace_learning_rates, stored_learning_rates
-from purestate.core._state import State, require
+from purestate.core._state import COMPONENTS, State, require
 from purestate.core._tree import Leaves
 from purestate.errors import SetupError, StateError
 
@@ -26,6 +26,16 @@ def set_lr(state: State, lr: float | Sequence[float]) -> State:
     Raises:
         SetupError: The optimizer was not built yet, the number of rates differs from that of the groups, or a rate is
             negative, infinite or nan.
+
+    Example:
+        >>> import purestate as ps, torch
+        >>> state = ps.setup(
+        ...     ps.init(lambda: torch.nn.Linear(2, 1), seed=0),
+        ...     loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1),
+        ... )
+        >>> state, _ = ps.make_step(state)(state, (torch.ones(4, 2), torch.zeros(4, 1)))
+        >>> [(leaf.path, leaf.a, leaf.b) for leaf in ps.diff(state, ps.set_lr(state, 0.01))]
+        [("optimizer.param_groups[0]['lr']", '0.1', '0.01')]
     """
     require(state, "optimizer", "set_lr")
     if state.optimizer is None:
@@ -67,7 +77,24 @@ def freeze(state: State, *patterns: str) -> State:
 
 
 def unfreeze(state: State, *patterns: str) -> State:
-    """Return the state with some parameters in training again. See `freeze`."""
+    """Return the state with some parameters in training again: what `freeze` takes out.
+
+    Args:
+        state: Not modified.
+        *patterns: Names, or shell patterns such as ``'encoder.*'``.
+
+    Returns:
+        A state whose optimizer and schedulers, if they were set up, start afresh on what is in training.
+
+    Raises:
+        StateError: No pattern was given, or one matches no frozen parameter.
+
+    Example:
+        >>> import purestate as ps, torch
+        >>> state = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+        >>> ps.unfreeze(ps.freeze(state, "bias"), "*") == state
+        True
+    """
     return _move(state, "frozen", "params", patterns, "unfreeze")
 
 
@@ -94,5 +121,5 @@ def _move(state: State, source: str, target: str, patterns: tuple[str, ...], act
     }
     if not len(trees["params"]):
         raise StateError(f"{act}: no trainable parameter would be left.", path="params")
-    fresh = dict.fromkeys(("optimizer", "epoch_scheduler", "step_scheduler"))
+    fresh = dict.fromkeys(COMPONENTS)
     return state.derived({act: list(patterns)}, recipe=recipe.replace(template=template), **trees, **fresh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["make_loss", "make_step"]
 
 
 def make_step(
-    state: State, *, metrics: tuple[Metric | Callable[[Any, Any], Any], ...] = ()
+    state: State, *, metrics: Sequence[Metric | Callable[[Any, Any], Any]] = ()
 ) -> Callable[[State, Any], tuple[State, dict[str, float]]]:
     """Return the pure function ``step(state, batch) -> (new_state, metrics)``.
 
@@ -88,7 +88,7 @@ def make_loss(state: State, *, train: bool = True) -> Callable[[Mapping[str, tor
         torch.Size([1, 2])
     """
     recipe = require(state, "loss", "make_loss")
-    objective = _whole(recipe.objective(), recipe.template, train)
+    whole = _Whole(recipe.objective(), fresh_copy(recipe.template).train(train))
     state.check()
     frozen, buffers = dict(state.frozen), dict(state.buffers)
     seed = _step_seed(state)
@@ -97,7 +97,7 @@ def make_loss(state: State, *, train: bool = True) -> Callable[[Mapping[str, tor
         copies = {name: buffer.clone() for name, buffer in buffers.items()}
         with preserved_generators():
             seed_all(seed)
-            return functional_call(objective, {f"module.{n}": t for n, t in {**params, **frozen, **copies}.items()}, (batch,))
+            return functional_call(whole, {f"module.{n}": t for n, t in {**params, **frozen, **copies}.items()}, (batch,))
 
     return loss
 
@@ -116,8 +116,3 @@ class _Whole(nn.Module):
 
     def forward(self, batch: Any) -> torch.Tensor:
         return self._objective[0](self.module, batch)[0]
-
-
-def _whole(objective: Any, template: nn.Module, train: bool) -> _Whole:
-    """Return the whole of objective and module, in train or eval mode."""
-    return _Whole(objective, fresh_copy(template).train(train))

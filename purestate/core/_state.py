@@ -26,7 +26,11 @@ from purestate.errors import FrozenStateError, MutatedStateError, SetupError, St
 __all__ = ["COMPONENTS", "SUBTREES", "Counters", "Origin", "State", "component_digest", "require", "state_hash"]
 
 SUBTREES = ("params", "frozen", "buffers")
+"""The parts of a state that are a module's tensors: what `purestate.core._module.take_apart` gives."""
+
 COMPONENTS = ("optimizer", "epoch_scheduler", "step_scheduler")
+"""The parts of a state that live objects are built from, by the factories of that name in its recipe."""
+
 _EMPTY = tree_hash({})
 
 
@@ -225,10 +229,17 @@ class State:
             TreeMismatchError: Names, shapes or dtypes of a subtree differ.
             StateError: The state has no attribute of that name, or it cannot hold such a value.
             UnsupportedError: ``extra`` holds something that is neither a plain value nor a tensor.
+
+        Example:
+            >>> import purestate as ps
+            >>> state = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+            >>> new = state.replace(params={**state.params, "bias": torch.zeros(1)})
+            >>> new.params["bias"], new == state
+            (tensor([0.]), False)
         """
         parts = {name: self._part(name, value) for name, value in changes.items()}
         if "origin" not in parts:
-            parts["origin"] = self._derived({"replace": sorted(changes)})
+            parts["origin"] = self._origin_after({"replace": sorted(changes)})
         return self._with(**parts)
 
     def _with(self, **fields: Any) -> State:
@@ -254,12 +265,12 @@ class State:
         check_same_names(name, getattr(self, "params" if name == "ema" else name).spec, new.spec, "the replacement")
         return new
 
-    def _derived(self, act: Mapping[str, Any]) -> Origin:
+    def _origin_after(self, act: Mapping[str, Any]) -> Origin:
         return Origin(self.origin.base or self.hash, (*self.origin.acts, act), self.origin.parent)
 
     def derived(self, act: Mapping[str, Any], **changes: Any) -> State:
         """Return the state with other parts, taken as they are, that remembers what was done: for `setup` and its like."""
-        return self._with(origin=self._derived(act), **changes)
+        return self._with(origin=self._origin_after(act), **changes)
 
     def based(self, **changes: Any) -> State:
         """Return the state with other parts, taken as they are, that was made from nothing: what an op computes."""
@@ -267,7 +278,7 @@ class State:
 
     def after(self, act: Mapping[str, Any], state: State) -> State:
         """Return another state as made from this one by ``act``."""
-        return state._with(origin=self._derived(act))
+        return state._with(origin=self._origin_after(act))
 
     def answered(self, parent: Mapping[str, Any]) -> State:
         """Return the same state as the answer that a record holds."""
@@ -310,7 +321,8 @@ class State:
 
     def _leaves(self) -> dict[str, Leaves]:
         parts = {name: getattr(self, name) for name in (*SUBTREES, "ema")}
-        parts |= {name: component and component.leaves for name in (*COMPONENTS, "extra") for component in [getattr(self, name)]}
+        components = {name: getattr(self, name) for name in (*COMPONENTS, "extra")}
+        parts |= {name: component.leaves for name, component in components.items() if component is not None}
         return {name: leaves for name, leaves in parts.items() if leaves is not None}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -382,7 +394,14 @@ def require(state: State, part: str, op: str) -> Recipe:
 
 
 def state_hash(state: State) -> str:
-    """Return the hash of a state: ``'b3:'`` and 64 hexadecimal digits, the same in every process for the same bits."""
+    """Return the hash of a state: ``'b3:'`` and 64 hexadecimal digits, the same in every process for the same bits.
+
+    Example:
+        >>> import purestate as ps
+        >>> state = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+        >>> state_hash(state) == state.hash == ps.state_hash(ps.init(lambda: torch.nn.Linear(2, 1), seed=0))
+        True
+    """
     return state.hash
 
 
