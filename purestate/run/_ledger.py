@@ -10,7 +10,7 @@ import torch
 
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
-from purestate.run._chain import Chain, RecordLike
+from purestate.run._chain import Chain, RecordLike, Trajectory
 from purestate.run._snapshot import Items, restore
 from purestate.store._backend import Backend
 
@@ -32,7 +32,7 @@ class Ledger:
         self.log = backend.log(id, must_exist=must_exist)
         self.chain = Chain()
         self._description = description
-        self.refresh()
+        self.chain.update(self.log.records)
 
     @property
     def description(self) -> str | None:
@@ -72,6 +72,24 @@ class Ledger:
         missing = {digest: tensors for digest, tensors in items.items() if not self.backend.has(digest)}
         if missing:
             self.backend.put(missing)
+
+    def parent(self, train: Trajectory, record: RecordLike, state_hash: str, epochs: int) -> dict[str, Any]:
+        """Return what `State.answered` remembers of the record that holds a state.
+
+        Args:
+            train: The trajectory that the state is of.
+            record: Its answer, or the epoch.
+            state_hash: The hash of the state.
+            epochs: After how many epochs of the train.
+        """
+        return {
+            "checkpoint": self.id,
+            "op": self.chain.index(train),
+            "seq": record.seq,
+            "record": record.digest,
+            "hash": state_hash,
+            "epochs": epochs,
+        }
 
     def restore(self, snapshot: Mapping[str, Any], recipe: Recipe | None, device: torch.device | str = "cpu") -> State:
         """Return the lazy state of a snapshot."""

@@ -22,6 +22,7 @@ from purestate.run._snapshot import Items, restore, snapshot
 __all__ = ["ResumePoints"]
 
 _TIMES_ITS_COST = 10
+"""How many times what a point took must pass before the next: writing takes a tenth of the time at most."""
 
 
 class ResumePoints:
@@ -38,7 +39,9 @@ class ResumePoints:
         self._ledger, self._train = ledger, train
         self._recipe, self._device = recipe, device
         self._handle: Any = None
-        self._handed = self._handing = self._next = 0.0
+        self._handed = 0.0  # when the last point was handed to the writer, by the monotonic clock
+        self._handing = 0.0  # how many seconds that kept the training waiting
+        self._next = 0.0  # when the next is due
 
     def load(self) -> dict[int, State]:
         """Return the states of the newest point that is whole and belongs to this trajectory, by epoch."""

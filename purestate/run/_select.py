@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from purestate.errors import MetricError, SetupError
 
-__all__ = ["Choice", "Selection", "choose"]
+__all__ = ["Choice", "Selection", "choose", "unknown_metric"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,10 @@ Items = dict[str, dict[str, torch.Tensor]]
 """What a store keeps: flat mappings of names to tensors, by digest."""
 
 _BESIDE_PARAMS = 64 << 10
+"""Buffers of up to so many bytes in all are in the item of the parameters."""
+
 _INLINE = 1 << 10
+"""Components of up to so many bytes in all are in the record itself."""
 
 
 class _Reader(Protocol):
@@ -136,13 +139,13 @@ def _get_leaves(
     def load() -> dict[str, torch.Tensor]:
         item = read(json["item"])
         if recipe is not None:
-            _must_fit(recipe.template, {name: item[name] for name in names}, where)
+            _must_have_the_shapes_of(recipe.template, {name: item[name] for name in names}, where)
         return {name: in_order(item[name], orders.get(name)).to(device) for name in names}
 
     return Leaves.lazy(json["digest"], load, device, orders, where) if names else Leaves(where=where)
 
 
-def _must_fit(template: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+def _must_have_the_shapes_of(template: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Refuse tensors of other shapes than the module's: some modules would compute something with them all the same."""
     expected = {name: tensor.shape for name, tensor in (*template.named_parameters(), *template.named_buffers())}
     for name, tensor in tensors.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -76,7 +76,7 @@ class _Store:
         return Checkpoint(Ledger(self._backend, id, must_exist=True), echo=echo)
 
     def checkpoints(self) -> list[CheckpointInfo]:
-        """Return what there is, oldest first, without reading a tensor."""
+        """Return what there is, by id, without reading a tensor."""
         return [self._info(Ledger(self._backend, id, must_exist=True)) for id in self._backend.ids()]
 
     def table(self) -> str:
@@ -134,8 +134,8 @@ class _Store:
             id: The checkpoint.
             best: The best epoch, where the op returned the last one (``load_best=False``).
             op: The number of the train, from 0; the last if left out.
-            like: A module or a state of the same structure. A state that is to be trained on or evaluated needs it, for
-                it says what the module, and with a state also what loss and optimizer, are.
+            like: A module or a state of the same structure. It says what the module is, and a state also what loss,
+                optimizer and schedulers are. Without it the state can be read, and neither evaluated nor trained on.
             device: Where the tensors go; where ``like`` is, or the CPU.
 
         Raises:
@@ -145,24 +145,14 @@ class _Store:
         """
         ledger = Ledger(self._backend, id, must_exist=True)
         train, record = _answer(ledger, op)
-        body = record.body
-        snapshot = body["kept"][str(body["best"])] if best and body["best"] is not None else body["out"]
-        recipe = _recipe(like)
+        snapshot = _selected(record, best)
+        recipe = _recipe_of(like)
         if device is None:
             device = like.device if isinstance(like, State) else "cpu"
         state = ledger.restore(snapshot, recipe, device)
         if recipe is not None:
-            _must_fit(snapshot, recipe, id)
-        return state.answered(
-            {
-                "checkpoint": id,
-                "op": ledger.chain.index(train),
-                "seq": record.seq,
-                "record": record.digest,
-                "hash": state.hash,
-                "epochs": body["last"],
-            }
-        )
+            _must_have_the_names_of(recipe, snapshot, id)
+        return state.answered(ledger.parent(train, record, state.hash, record.body["last"]))
 
     def delete(self, id: str) -> None:
         """Remove a checkpoint: its log and resume points. Its items stay, since other checkpoints may share them.
@@ -177,7 +167,7 @@ class _Store:
         """End the writer process, if there is one. The store can be used again."""
         self._backend.close()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -234,8 +224,7 @@ class Store(_Store):
         """
         ledger = Ledger(self._backend, id, must_exist=True)
         _, record = _answer(ledger, op)
-        body = record.body
-        snapshot = body["kept"][str(body["best"])] if best and body["best"] is not None else body["out"]
+        snapshot = _selected(record, best)
         digest = snapshot.get(subtree, {}).get("item")
         items = [name for name, part in snapshot.items() if isinstance(part, dict) and "item" in part]
         if digest is None:
@@ -251,7 +240,20 @@ class Store(_Store):
 
 
 class MemoryStore(_Store):
-    """A store that lives as long as the object: for tests and notebooks."""
+    """A store that lives as long as the object: for tests and notebooks.
+
+    Example:
+        >>> import purestate as ps, torch
+        >>> store = ps.MemoryStore()
+        >>> ck, state = store.checkpoint("a", echo=None), ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+        >>> for _ in range(2):
+        ...     outputs = ck.predict(state, [torch.ones(3, 2)])
+        ...     print(tuple(outputs.shape), ck.last.cached)
+        (3, 1) False
+        (3, 1) True
+        >>> [info.id for info in store.checkpoints()]
+        ['a']
+    """
 
     def __init__(self) -> None:
         from purestate.store._memory import MemoryBackend
@@ -260,7 +262,17 @@ class MemoryStore(_Store):
 
 
 class NullStore(_Store):
-    """A store that keeps nothing: every call computes."""
+    """A store that keeps nothing: every call computes.
+
+    Example:
+        >>> import purestate as ps, torch
+        >>> ck, state = ps.NullStore().checkpoint("a", echo=None), ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+        >>> for _ in range(2):
+        ...     outputs = ck.predict(state, [torch.ones(3, 2)])
+        ...     print(tuple(outputs.shape), ck.last.cached)
+        (3, 1) False
+        (3, 1) False
+    """
 
     def __init__(self) -> None:
         from purestate.store._memory import NullBackend
@@ -279,6 +291,12 @@ def _answer(ledger: Ledger, op: int | None) -> tuple[Trajectory, RecordLike]:
     return finished[max(finished) if op is None else op]
 
 
+def _selected(record: RecordLike, best: bool) -> dict[str, Any]:
+    """The snapshot of an answer, or of its best epoch where one was watched."""
+    body = record.body
+    return body["kept"][str(body["best"])] if best and body["best"] is not None else body["out"]
+
+
 def _foreign_parent(ledger: Ledger) -> dict[str, Any] | None:
     if not ledger.chain.trains:
         return None
@@ -286,7 +304,7 @@ def _foreign_parent(ledger: Ledger) -> dict[str, Any] | None:
     return parent if parent and parent["checkpoint"] != ledger.id else None
 
 
-def _recipe(like: nn.Module | State | None) -> Recipe | None:
+def _recipe_of(like: nn.Module | State | None) -> Recipe | None:
     if isinstance(like, State):
         return like.recipe
     if isinstance(like, nn.Module):
@@ -296,8 +314,8 @@ def _recipe(like: nn.Module | State | None) -> Recipe | None:
     raise StateError(f"load: like must be a module or a state, got {type(like).__name__}.")
 
 
-def _must_fit(snapshot: dict[str, Any], recipe: Recipe, id: str) -> None:
-    """Names first, from the record: shapes are compared when tensors are read."""
+def _must_have_the_names_of(recipe: Recipe, snapshot: dict[str, Any], id: str) -> None:
+    """Names now, since the record has them: shapes are compared when tensors are read."""
     template = recipe.template
     kept = {name for subtree in ("params", "frozen", "buffers") for name in snapshot.get(subtree, {}).get("names", ())}
     kept |= set(snapshot["params"].get("beside", {}).get("names", ()))

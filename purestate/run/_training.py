@@ -99,17 +99,7 @@ class Training:
 
     def answer(self, train: Trajectory, record: RecordLike, state: State) -> None:
         """Set ``result``: a state that knows the record which it is the answer of."""
-        self.result = state.answered(self._parent(train, record, state.hash, record.body["last"]))
-
-    def _parent(self, train: Trajectory, record: RecordLike, state_hash: str, epochs: int) -> dict[str, Any]:
-        return {
-            "checkpoint": self.ledger.id,
-            "op": self.ledger.chain.index(train),
-            "seq": record.seq,
-            "record": record.digest,
-            "hash": state_hash,
-            "epochs": epochs,
-        }
+        self.result = state.answered(self.ledger.parent(train, record, state.hash, record.body["last"]))
 
     def recorded(self, train: Trajectory, last: int) -> Iterator[EpochView]:
         """Yield epochs from their records, those up to ``last`` that were not yielded yet."""
@@ -128,7 +118,7 @@ class Training:
         def look() -> State:
             if self.result is not None and self.result.hash == body["hash"]:
                 return self.result
-            return state(train, n).answered(self._parent(train, train.epochs[n], body["hash"], n))
+            return state(train, n).answered(self.ledger.parent(train, train.epochs[n], body["hash"], n))
 
         return EpochView(n, body["epoch"], metrics, body["lr"], body["seconds"], cached, body["hash"], look)
 

@@ -122,6 +122,7 @@ MISTAKES: dict[str, tuple[Callable[[ps.Checkpoint], Any], type[Exception], str]]
         "expected a State first, got Mlp",
     ),
     "a module for evaluate": (lambda ck: ck.evaluate(build(Mlp), loader()), errors.SetupError, "expected a State first, got Mlp"),
+    "a module for set_lr": (lambda ck: ps.set_lr(build(Mlp), 0.1), errors.SetupError, "expected a State first, got Mlp"),
     "a class for init": (lambda ck: ps.init("Mlp"), errors.UnsupportedError, "init: expected a torch.nn.Module"),
     "an unknown metric to watch": (
         with_options(watch="f1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import purestate as ps
 from purestate.errors import MetricError, ReplayError, StateError
@@ -103,6 +104,18 @@ def test_readers_answer_from_the_log(store):
     assert curve == curve_again
     assert_trees_identical(scores_again, scores)
     assert scores.shape == (4, 2)
+
+
+class Silent(nn.Linear):
+    def forward(self, x: torch.Tensor) -> None:
+        return None
+
+
+def test_nothing_is_an_answer_that_is_kept(memory):
+    ck, silent = checkpoint(memory), ps.init(lambda: Silent(2, 1))
+    for cached in (False, True):
+        assert ck.predict(silent, [torch.ones(3, 2)]) is None
+        assert ck.last.cached is cached
 
 
 def test_an_evaluation_does_not_depend_on_the_optimizer(memory):
@@ -227,13 +240,16 @@ def test_the_initial_evaluation_is_the_best_of_a_kept_optimizer(store):
 
 def test_recomputing_other_bits_is_an_error(memory, monkeypatch):
     ck, ask = checkpoint(memory), Ask()
-    ask.of(ck, epochs=3)
-    for record in ck._ledger.log.records:
+    s1 = ask.of(ck, epochs=1)
+    before = len(ck._ledger.log.records)
+    ck.train(s1, ask.train_dl, ask.val_dl, epochs=3)
+    for record in ck._ledger.log.records[before:]:
         if record.kind == "epoch" and record.body["n"] == 1:
             record.body["hash"] = f"b3:{'0' * 64}"
-    with pytest.raises(ReplayError, match="checkpoint 'a', train 0: epoch 1 was recorded as b3:00000000, ") as caught:
-        ask.of(ck, epochs=1)
+    with pytest.raises(ReplayError, match="checkpoint 'a', train 1: epoch 1 was recorded as b3:00000000, ") as caught:
+        ck.train(s1, ask.train_dl, ask.val_dl, epochs=1)
     assert caught.value.expected == f"b3:{'0' * 64}"
+    assert "ck.reset(1)" in str(caught.value), "the way out must not void what came before"
 
 
 # -------------------------------------------------------------------- the chain
