@@ -25,11 +25,13 @@ from purestate.core._step import make_evaluate_step, make_gradient_step, make_pr
 from purestate.core._work import Working, isolated
 from purestate.errors import NonFiniteLossError, SetupError
 
-__all__ = ["Epoch", "advanced", "evaluate", "find_lr", "predict", "train"]
-
+__all__ = ["Epoch", "advanced", "begun", "evaluate", "find_lr", "predict", "train"]
 
 _CAPTURE_EVALUATION = 200
 """Batches of a kind after which an evaluation is captured: capturing costs as much as hundreds of them."""
+
+_SMOOTHING = 0.9
+"""How much of the average loss stays with each step of `find_lr`; the rest is the new loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ class Epoch:
 def advanced(key: Key, n: int) -> Key:
     """Return the key of the state after ``n`` epochs of an op that began with ``key``."""
     return key.derive(Tag.ADVANCE, n)
+
+
+def begun(state: State, key: Key) -> State:
+    """Return the state that the evaluation before the first epoch gives: the input, under the key that follows the op's."""
+    return state.replace(key=advanced(key, 0), origin=state.origin)
 
 
 def train(
@@ -97,9 +104,7 @@ def train(
     if done == 0 and val_feed is not None:
         with isolated(state):
             values = loop.validate(0)
-        yield Epoch(
-            0, state.counters.epoch, values, loop.work.rates(), state.replace(key=advanced(loop.key, 0), origin=state.origin)
-        )
+        yield Epoch(0, state.counters.epoch, values, loop.work.rates(), begun(state, loop.key))
     for n in itertools.count(done + 1):
         with isolated(state):
             values, lr = loop.epoch(n)
@@ -322,13 +327,13 @@ def find_lr(
     return rates[: len(finite)], finite, _steepest(rates, finite)
 
 
-def _steepest(rates: list[float], losses: list[float], smoothing: float = 0.9) -> float | None:
+def _steepest(rates: list[float], losses: list[float]) -> float | None:
     """The rate at which the exponentially smoothed loss falls fastest, before its minimum; None where it never falls."""
     smooth: list[float] = []
     average = 0.0
     for i, loss in enumerate(losses, 1):
-        average = smoothing * average + (1 - smoothing) * loss
-        smooth.append(average / (1 - smoothing**i))
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        smooth.append(average / (1 - _SMOOTHING**i))
     lowest = min(range(len(smooth)), key=smooth.__getitem__, default=0)
     slopes = [(smooth[i + 1] - smooth[i - 1], i) for i in range(1, lowest)]
     slope, at = min(slopes, default=(0.0, 0))

@@ -77,10 +77,15 @@ class Working:
         factories = {name: getattr(recipe, name) for name in _SCHEDULERS}
         kept = {name: getattr(state, name) for name in _SCHEDULERS}
         self.optimizer, self._schedulers = start(recipe.optimizer, state.optimizer, factories, kept, self._parameters)
-        self._held: list[Any] = []
+        self._held: list[Any] = []  # the learning rates that `set_rates` replaced: floats, or tensors where they were given so
 
     def update(self, gradients: Mapping[str, torch.Tensor | None], buffers: Mapping[str, torch.Tensor]) -> None:
-        """Take one step of the optimizer, in place."""
+        """Take one step of the optimizer, in place.
+
+        Args:
+            gradients: By parameter; None where it had no part in the loss. Clipping changes them in place.
+            buffers: As the step left them: the working set's own, or what the module assigned instead.
+        """
         for name, parameter in self._parameters.items():
             parameter.grad = gradients[name]
         clip = self._clip

@@ -82,7 +82,7 @@ class Computation:
         """
         call = self._call
         if n == 0:
-            call.states[0] = call.state.replace(key=ops.advanced(call.state.key, 0), origin=call.state.origin)
+            call.states[0] = ops.begun(call.state, call.state.key)
             return
         for epoch, _ in self._epochs(train, self._nearest(train, n)):
             self._must_be_recorded(train, epoch)

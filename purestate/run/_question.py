@@ -43,6 +43,7 @@ _SAYINGS = (
     ("edits.", ""),
     ("package.", "package "),
 )
+"""How the beginning of a name is put for people; the first that fits."""
 _DATA = ("train_data", "val_data", "data")
 _DIGEST = re.compile(r"(?:b3:)?\b([0-9a-f]{8})[0-9a-f]{24,56}\b")
 

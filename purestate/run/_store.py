@@ -199,6 +199,7 @@ class Store(_Store):
 
     Raises:
         FormatVersionError: The folder was written by a newer version.
+        StoreWriteError: ``path``, or a folder above it, is a file.
 
     Example:
         >>> import purestate as ps, tempfile
@@ -220,7 +221,9 @@ class Store(_Store):
             best: As for `load`.
 
         Raises:
-            MissingSnapshotError: The snapshot has no item for it: small ones live in the record or beside the parameters.
+            CheckpointNotFoundError: There is no such checkpoint.
+            MissingSnapshotError: It has no such op, or no finished one; or the snapshot has no item for ``subtree``:
+                small ones live in the record or beside the parameters.
         """
         ledger = Ledger(self._backend, id, must_exist=True)
         _, record = _answer(ledger, op)

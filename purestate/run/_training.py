@@ -124,8 +124,8 @@ class Training:
 
     def state_at(self, train: Trajectory, n: int) -> State:
         """Return the state after epoch ``n``: at hand, kept, or recomputed from the nearest kept one and checked."""
-        if n not in self.states and n in train.kept():
-            return self.ledger.restore(train.kept()[n], self.state.recipe, self.state.device)
+        if n not in self.states and (kept := train.kept().get(n)) is not None:
+            return self.ledger.restore(kept, self.state.recipe, self.state.device)
         if n not in self.states:
             from purestate.run._compute import Computation
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DiskBackend"]
 
+_FORMAT = json.dumps({"purestate": FORMAT_VERSION})
+"""What ``format.json`` says."""
+
 
 class DiskBackend:
     """A store in a folder. See `purestate.store._backend.Backend` for what its methods mean.
@@ -37,7 +40,8 @@ class DiskBackend:
 
     Raises:
         FormatVersionError: The folder was written in a newer format.
-        StoreWriteError: ``path`` is a file.
+        StoreWriteError: ``path``, or a folder above it, is a file.
+        StoreError: ``format.json`` holds something else than a version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -140,8 +144,8 @@ class DiskBackend:
         Effects:
             Its folder goes to ``trash/`` in one step and is removed there; a line in the journal says so.
         """
-        if check_id(id) not in self.ids():
-            raise not_found(id, self.ids(), f"the store {os.fspath(self._path)!r}")
+        if check_id(id) not in (ids := self.ids()):
+            raise not_found(id, ids, f"the store {os.fspath(self._path)!r}")
         with FileLock(self._layout.checkpoint_lock(id), f"checkpoint {id!r}").hold(timeout):
             head, count = self._end(id)
             folder, away = self._layout.checkpoint(id), self._layout.trash / unique(id)
@@ -184,7 +188,7 @@ class DiskBackend:
         with writing(self._path, "a store"):
             make_folder(self._path)
             if not self._layout.format.exists():
-                write_file(self._layout.format, json.dumps({"purestate": FORMAT_VERSION}).encode("ascii") + b"\n")
+                write_file(self._layout.format, _FORMAT.encode("ascii") + b"\n")
         self._prepared = True
 
     def __repr__(self) -> str:
@@ -210,7 +214,7 @@ def _check_format(layout: Layout) -> bool:
         raise StoreError(
             f"Expected the version of a store in {os.fspath(layout.format)!r}, got something else ({error!r}).",
             cause="The file was edited, or the folder belongs to another program.",
-            fix='It should read {"purestate": 1}.',
+            fix=f"It should read {_FORMAT}.",
             path=os.fspath(layout.format),
         ) from None
     if type(version) is not int or version > FORMAT_VERSION:
