@@ -100,5 +100,5 @@ def tree_hash(children: Mapping[str, str]) -> str:
 
 
 def short(digest: str) -> str:
-    """Return how a digest is shown to people: ``'b3:9f2c4e1a'``."""
-    return f"b3:{digest[:8]}"
+    """Return how a digest, or the hash of a state, is shown to people: ``'b3:9f2c4e1a'``."""
+    return f"b3:{digest.removeprefix('b3:')[:8]}"

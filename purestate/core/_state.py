@@ -336,7 +336,7 @@ class State:
         return {alias: getattr(self, subtree)[name].clone() for alias, (subtree, name) in places.items()}
 
     def __repr__(self) -> str:
-        lines = [f"State({short(self.hash.removeprefix('b3:'))}, epoch {self.counters.epoch}, step {self.counters.step})"]
+        lines = [f"State({short(self.hash)}, epoch {self.counters.epoch}, step {self.counters.step})"]
         lines += [f"  {name:<16} {text}" for name, text in self._rows()]
         return "\n".join(lines)
 
@@ -345,7 +345,7 @@ class State:
 
         rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{escape(text)}</td></tr>" for name, text in self._rows())
         return (
-            f"<table><caption>State <code>{short(self.hash.removeprefix('b3:'))}</code>, epoch {self.counters.epoch}, "
+            f"<table><caption>State <code>{short(self.hash)}</code>, epoch {self.counters.epoch}, "
             f"step {self.counters.step}</caption>{rows}</table>"
         )
 

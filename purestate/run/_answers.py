@@ -54,7 +54,7 @@ class Summary:
             parts.append(f"{self.epochs} epochs{best}")
         parts += [f"{name} {value:.4f}" for name, value in self.metrics.items()]
         parts.append(self._source())
-        hashes = [short(digest.removeprefix("b3:")) for digest in (self.input, self.output) if digest is not None]
+        hashes = [short(digest) for digest in (self.input, self.output) if digest is not None]
         return f"{' | '.join(parts)} | {self.seconds:.3f} s | {' -> '.join(hashes)}"
 
     def _source(self) -> str:

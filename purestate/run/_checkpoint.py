@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from purestate.core._hash import short
 from purestate.core._metrics import Metric, as_metrics
 from purestate.core._plain import decode
 from purestate.core._state import State, require
@@ -281,8 +282,8 @@ class Checkpoint:
         rows = [f"Checkpoint({self.id!r}{f', {self.description!r}' if self.description else ''})"]
         for op, train, record in self._ledger.chain.finished():
             body = record.body
-            rows.append(f"  train {op}: {body['last']} epochs, {len(train.done)} answers, {body['out']['hash'][:11]}")
-        rows += [f"  {record.kind}: {record.body['input'][:11]}" for record in self._ledger.chain.readers.values()]
+            rows.append(f"  train {op}: {body['last']} epochs, {len(train.done)} answers, {short(body['out']['hash'])}")
+        rows += [f"  {record.kind}: {short(record.body['input'])}" for record in self._ledger.chain.readers.values()]
         return "\n".join(rows)
 
     # ---------------------------------------------------------------- inside

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 from purestate.core import _ops as ops
+from purestate.core._hash import short
 from purestate.core._plain import encode
 from purestate.core._state import State
 from purestate.core._work import combine
@@ -187,8 +188,8 @@ class Computation:
         now, recorded = self._call.state.hash, train.input
         if now != recorded and self._call.state.digests["key"] != train.question["parts"]["input.key"]:
             raise ReplayError(
-                f"checkpoint {self._ledger.id!r}, train {self._ledger.chain.index(train)}: it began from {recorded[:11]} "
-                f"and was accepted as the answer for {now[:11]}, whose key is another.",
+                f"checkpoint {self._ledger.id!r}, train {self._ledger.chain.index(train)}: it began from {short(recorded)} "
+                f"and was accepted as the answer for {short(now)}, whose key is another.",
                 cause="What is recorded is returned; further epochs would mix two streams of random numbers.",
                 fix="Ask for what is recorded, or begin anew under another checkpoint id.",
                 expected=recorded,
@@ -200,8 +201,8 @@ class Computation:
             return
         op = self._ledger.chain.index(train)
         raise ReplayError(
-            f"checkpoint {self._ledger.id!r}, train {op}: epoch {epoch.n} was recorded as {recorded[:11]}, "
-            f"and computing it again gave {epoch.state.hash[:11]}.",
+            f"checkpoint {self._ledger.id!r}, train {op}: epoch {epoch.n} was recorded as {short(recorded)}, "
+            f"and computing it again gave {short(epoch.state.hash)}.",
             cause="The environment differs (torch, threads, device), or something in the step is not deterministic.",
             fix=f"Go on under another checkpoint id, or void the train with ck.reset({op}).",
             expected=recorded,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from purestate.core import _module
+from purestate.core._hash import short
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
 from purestate.errors import MissingSnapshotError, StateError, TreeMismatchError
@@ -90,7 +91,7 @@ class _Store:
                 info.trains,
                 info.epochs,
                 ", ".join(f"{name} {value:.4f}" for name, value in info.metrics.items() if name.startswith("val_")),
-                (info.state or "")[:11],
+                short(info.state) if info.state else "",
                 f"{info.parent['checkpoint']}:{info.parent['op']}" if info.parent else "",
             ]
             for info in self.checkpoints()
@@ -111,9 +112,8 @@ class _Store:
                 last = i == len(children[above]) - 1
                 branch = "" if above is None else "└─ " if last else "├─ "
                 at = f" (from train {info.parent['op']})" if info.parent and above is not None else ""
-                found.append(
-                    f"{indent}{branch}{info.id}{at}: {info.trains} trains, {info.epochs} epochs, {(info.state or '')[:11]}"
-                )
+                state = f", {short(info.state)}" if info.state else ""
+                found.append(f"{indent}{branch}{info.id}{at}: {info.trains} trains, {info.epochs} epochs{state}")
                 found += lines(info.id, indent + ("" if above is None else "   " if last else "│  "))
             return found
 
@@ -239,7 +239,7 @@ class Store(_Store):
         return self._disk.item_path(digest)
 
     def __repr__(self) -> str:
-        return f"Store({str(self._backend.path)!r})"
+        return f"Store({str(self._disk.path)!r})"
 
 
 class MemoryStore(_Store):

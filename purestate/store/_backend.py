@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -97,11 +96,6 @@ class Log(Protocol):
 
 class Backend(Protocol):
     """A place for logs, items and resume points."""
-
-    @property
-    def path(self) -> Path | None:
-        """The folder, if there is one."""
-        ...
 
     def log(self, id: str, *, must_exist: bool = False) -> Log:
         """Return the log of a checkpoint. Reads, and creates nothing.

@@ -27,8 +27,6 @@ Tree = Mapping[str, torch.Tensor]
 class MemoryBackend:
     """A store in memory: the same answers as `DiskBackend`, gone with the object."""
 
-    path = None
-
     def __init__(self) -> None:
         self._logs: dict[str, list[Record]] = {}
         self._items: dict[str, dict[str, torch.Tensor]] = {}

@@ -246,5 +246,5 @@ def test_one_bit_is_another_digest(values: list[float], i: int) -> None:
 
 
 def test_how_digests_and_dtypes_are_shown() -> None:
-    assert short("0123456789abcdef") == "b3:01234567"
+    assert short("0123456789abcdef") == short("b3:0123456789abcdef") == "b3:01234567"
     assert [dtype_name(d) for d in (torch.float32, torch.bool, torch.float8_e5m2)] == ["float32", "bool", "float8_e5m2"]

@@ -130,4 +130,3 @@ def test_null_keeps_nothing():
     assert null.load_resume("a") is None
     null.journal("x")
     assert null.acts() == []
-    assert null.path is None
