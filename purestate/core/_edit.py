@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+
 from purestate.core._optim import replace_learning_rates, stored_learning_rates
 from purestate.core._state import COMPONENTS, State, require
 from purestate.core._tree import Leaves
@@ -45,7 +47,10 @@ def set_lr(state: State, lr: float | Sequence[float]) -> State:
             argument="lr",
         )
     groups = len(stored_learning_rates(state.optimizer))
-    rates = [float(rate) for rate in lr] if isinstance(lr, (list, tuple)) else [float(lr)] * groups  # type: ignore[arg-type]
+    try:
+        rates = [float(lr)] * groups if isinstance(lr, (int, float, torch.Tensor)) else [float(rate) for rate in lr]
+    except (TypeError, ValueError):
+        raise SetupError(f"set_lr: expected a rate, or a list of them, got {lr!r}.", argument="lr") from None
     if len(rates) != groups:
         raise SetupError(f"set_lr: expected {groups} rates, one for each parameter group, got {len(rates)}.", argument="lr")
     if not all(0 <= rate < math.inf for rate in rates):

@@ -302,9 +302,11 @@ def find_lr(
     """
     require(state, "loss", "find_lr")
     recipe = require(state, "optimizer", "find_lr")
-    if not 0 < min_rate < max_rate or epochs < 1:
+    numbers = all(isinstance(rate, (int, float)) for rate in (min_rate, max_rate)) and isinstance(epochs, int)
+    if not numbers or not 0 < min_rate < max_rate or epochs < 1:
         raise SetupError(
-            f"find_lr: expected 0 < min_rate < max_rate and epochs >= 1, got {min_rate!r}, {max_rate!r}, {epochs!r}."
+            f"find_lr: expected 0 < min_rate < max_rate and a whole number of epochs of at least 1, "
+            f"got {min_rate!r}, {max_rate!r}, {epochs!r}."
         )
     state.check()
     bare = recipe.replace(epoch_scheduler=None, step_scheduler=None)

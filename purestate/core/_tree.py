@@ -233,6 +233,12 @@ class Leaves(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._read())
 
+    def __eq__(self, other: object) -> bool:
+        return self.digest == other.digest if isinstance(other, Leaves) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     def __setitem__(self, name: str, value: Any) -> None:
         where = self.where or "params"
         raise FrozenStateError(

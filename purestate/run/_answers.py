@@ -12,7 +12,7 @@ from purestate.core._state import State
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "EpochView", "History", "Summary", "as_history"]
+__all__ = ["Curve", "EpochView", "History", "Summary", "as_history", "counted"]
 
 History = dict[str, list[Any]]
 """A list for each metric, an entry an epoch: ``epoch``, ``train_loss``, ``val_loss``, …, ``lr``, ``seconds``."""
@@ -51,7 +51,7 @@ class Summary:
         parts = [self.op]
         if self.epochs is not None:
             best = "" if self.best_epoch is None else f", best {self.best_epoch or 'at the start'}"
-            parts.append(f"{self.epochs} epochs{best}")
+            parts.append(f"{counted(self.epochs, 'epoch')}{best}")
         parts += [f"{name} {value:.4f}" for name, value in self.metrics.items()]
         parts.append(self._source())
         hashes = [short(digest) for digest in (self.input, self.output) if digest is not None]
@@ -61,7 +61,7 @@ class Summary:
         if self.cached:
             return "from the log"
         if self.epochs is not None and self.computed != self.epochs:
-            return f"ran {self.computed} epochs"
+            return f"ran {counted(self.computed, 'epoch')}"
         return "ran"
 
 
@@ -118,6 +118,11 @@ class Curve:
         from purestate.view import plot_lr_vs_loss
 
         return plot_lr_vs_loss(self.rates, self.losses, self.suggestion, start=start, end=end)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``'1 epoch'``, ``'2 epochs'``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def as_history(epochs: list[dict[str, Any]]) -> History:

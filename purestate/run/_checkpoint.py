@@ -352,17 +352,20 @@ def _listed(metrics: Sequence[MetricLike]) -> tuple[Metric, ...]:
     return as_metrics(metrics)
 
 
-def plot_metrics(checkpoints: Sequence[Checkpoint]) -> Figure:
+def plot_metrics(checkpoints: Checkpoint | Sequence[Checkpoint]) -> Figure:
     """Return a figure that compares the histories of several checkpoints: one chart a metric. Opens no window.
 
     Args:
-        checkpoints: As `Store.checkpoint` or `Store.open` returned them.
+        checkpoints: One or several, as `Store.checkpoint` or `Store.open` returned them.
     """
     from purestate import view
 
-    histories = []
-    for ck in checkpoints:
+    several = [checkpoints] if isinstance(checkpoints, Checkpoint) else list(checkpoints)
+    histories: list[dict[str, Any]] = []
+    for ck in several:
+        if not isinstance(ck, Checkpoint):
+            raise SetupError(f"plot_metrics: expected checkpoints, got {type(ck).__name__}.", argument="checkpoints")
         epochs = list(ck._finished_epochs())
         marks = {"op": [op for _, op, _ in epochs], "best": [best for _, _, best in epochs]}
         histories.append(as_history([epoch for epoch, _, _ in epochs]) | marks)
-    return view.plot_metrics(histories, [ck.id for ck in checkpoints])
+    return view.plot_metrics(histories, [ck.id for ck in several])

@@ -146,8 +146,8 @@ def _clip(recipe: Recipe, norm: float | None, value: float | None) -> dict[str, 
     if norm is None and value is None:
         return {}
     for name, bound in (("clip_grad_norm", norm), ("clip_grad_value", value)):
-        if bound is not None and not bound >= 0:
-            raise SetupError(f"setup: {name} must be at least 0, got {bound!r}.", argument=name)
+        if bound is not None and not (isinstance(bound, (int, float)) and bound >= 0):
+            raise SetupError(f"setup: {name} must be a number of at least 0, got {bound!r}.", argument=name)
     new = (recipe.clip.norm if norm is None else norm or None, recipe.clip.value if value is None else value or None)
     return {"clip": Clip(*new)}
 

@@ -18,6 +18,7 @@ from purestate.core._hash import short
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
 from purestate.errors import MissingSnapshotError, StateError, TreeMismatchError
+from purestate.run._answers import counted
 from purestate.run._chain import RecordLike, Trajectory
 from purestate.run._checkpoint import Checkpoint
 from purestate.run._ledger import Ledger
@@ -101,10 +102,13 @@ class _Store:
     def lineage(self) -> str:
         """Return which checkpoint was forked from which, as a tree for people."""
         infos = {info.id: info for info in self.checkpoints()}
+        records = {id: {record.digest for record in self._backend.log(id).records} for id in infos}
         children: dict[str | None, list[CheckpointInfo]] = {}
         for info in infos.values():
             above = info.parent["checkpoint"] if info.parent else None
-            children.setdefault(above if above in infos else None, []).append(info)
+            # a checkpoint that was deleted and begun anew has the name of the parent, and not its record
+            known = above in infos and info.parent is not None and info.parent["record"] in records[above]
+            children.setdefault(above if known else None, []).append(info)
 
         def lines(above: str | None, indent: str) -> list[str]:
             found: list[str] = []
@@ -113,7 +117,8 @@ class _Store:
                 branch = "" if above is None else "└─ " if last else "├─ "
                 at = f" (from train {info.parent['op']})" if info.parent and above is not None else ""
                 state = f", {short(info.state)}" if info.state else ""
-                found.append(f"{indent}{branch}{info.id}{at}: {info.trains} trains, {info.epochs} epochs{state}")
+                size = f"{counted(info.trains, 'train')}, {counted(info.epochs, 'epoch')}"
+                found.append(f"{indent}{branch}{info.id}{at}: {size}{state}")
                 found += lines(info.id, indent + ("" if above is None else "   " if last else "│  "))
             return found
 

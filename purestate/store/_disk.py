@@ -153,7 +153,7 @@ class DiskBackend:
                 make_folder(away.parent)
                 folder.rename(away)
                 sync_folder(folder.parent)
-            self.journal("delete", id=id, head=head, records=count)
+            self.journal("delete", checkpoint=id, head=head, records=count)
         shutil.rmtree(away, ignore_errors=True)
 
     def _end(self, id: str) -> tuple[str | None, int | None]:

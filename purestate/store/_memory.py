@@ -93,7 +93,7 @@ class MemoryBackend:
         """Forget a checkpoint."""
         del timeout
         log = self.log(id, must_exist=True)
-        self.journal("delete", id=id, head=log.head, records=len(log.records))
+        self.journal("delete", checkpoint=id, head=log.head, records=len(log.records))
         del self._logs[id]
         self._points.pop(id, None)
 
