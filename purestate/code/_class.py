@@ -17,7 +17,7 @@ _CLASS_MACHINERY = frozenset(
     "__module__ __doc__ __dict__ __weakref__ __qualname__ __annotations__ __annotate__ __annotate_func__ __annotations_cache__ "
     "__firstlineno__ __static_attributes__ __slots__ __match_args__ __abstractmethods__ __parameters__ __orig_bases__ "
     "__classcell__ __type_params__ __dataclass_fields__ __dataclass_params__ __jit_unused_properties__ __subclasshook__ "
-    "_abc_impl _backward_cls __conditional_annotations__".split()
+    "_abc_impl _backward_cls __conditional_annotations__ __slotnames__".split()
 )
 
 

@@ -101,10 +101,10 @@ def _ndarray(walker: Walker, value: np.ndarray) -> Json:
 
 
 def _mapping(walker: Walker, value: Mapping[Any, Any]) -> Json:
+    # in their order: user code may go through them
     if all(type(key) is str for key in value):
-        return {"dict": {key: walker.inner(key, value[key]) for key in sorted(value)}}
-    keyed = sorted(((_standalone(walker, key), item) for key, item in value.items()), key=lambda pair: canonical_json(pair[0]))
-    return {"pairs": [[key, walker.inner("item", item)] for key, item in keyed]}
+        return {"pairs": [[key, walker.inner(key, item)] for key, item in value.items()]}
+    return {"pairs": [[_standalone(walker, key), walker.inner("item", item)] for key, item in value.items()]}
 
 
 def _ordered(walker: Walker, value: Mapping[Any, Any]) -> Json:
@@ -251,6 +251,7 @@ _KINDS: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
     (logging.Logger, _as("logger", lambda value: value.name)),
     (RemovableHandle, lambda walker, value: {"handle": None}),
     (weakref.ref, _as("weak", lambda value: value())),
+    (types.SimpleNamespace, lambda walker, value: {"namespace": _attributes(walker, value)}),
     (types.MappingProxyType, _as("mapping", lambda value: dict(value))),
     (types.GenericAlias | types.UnionType | type(typing.Optional[int]) | type(typing.List[int]), _generic),  # noqa: UP006, UP045
     (typing.TypeVar, _as("type variable", lambda value: value.__name__)),

@@ -61,7 +61,10 @@ def package_of_module(name: str) -> Package | None:
 
 def importable_name(obj: Any) -> str | None:
     """Return ``module.name`` of an object, but a class or module, that is to be found under that name; else None."""
-    module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    try:
+        module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    except Exception:  # a user's __getattr__ may raise anything, as a dict with attributes does
+        return None
     if not (isinstance(module, str) and isinstance(name, str)) or isinstance(obj, ModuleType):
         return None
     found: Any = sys.modules.get(module)

@@ -6,7 +6,7 @@ Two questions are asked of a batch, wherever it came from: how many samples it h
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from purestate.core._key import Key
 from purestate.errors import BatchError
 
-__all__ = ["Batch", "Batches", "Feed", "batch_size", "to_device"]
+__all__ = ["Batch", "Batches", "Feed", "batch_size", "owned", "to_device"]
 
 Batch = Any
 
@@ -63,27 +63,53 @@ def to_device(batch: Batch, device: torch.device | None) -> Batch:
     """
     if device is None or device.type == "cpu":
         return batch
-    return _move(batch, device)
+    return _map(batch, lambda item: _moved(item, device))
 
 
-def _move(item: Any, device: torch.device) -> Any:
+def owned(batch: Batch) -> Batch:
+    """Return a batch whose tensors share no memory with the given one, for forward may write into what it is given.
+
+    Args:
+        batch: As the user holds it. Never modified.
+
+    Example:
+        >>> batch = [torch.zeros(2)]
+        >>> _ = owned(batch)[0].add_(1)
+        >>> batch
+        [tensor([0., 0.])]
+    """
+    return _map(batch, _copy)
+
+
+def _copy(item: Any) -> Any:
+    if isinstance(item, torch.Tensor):
+        return item.clone()
+    return item._replace(data=item.data.clone()) if isinstance(item, PackedSequence) else item
+
+
+def _moved(item: Any, device: torch.device) -> Any:
     if isinstance(item, torch.Tensor):
         return item.to(device, non_blocking=item.device.type == "cpu" and item.is_pinned())
-    if isinstance(item, PackedSequence):
-        return item.to(device)  # pyright: ignore[reportArgumentType]
-    if isinstance(item, Mapping):
-        moved = {key: _move(value, device) for key, value in item.items()}
-        if isinstance(item, MutableMapping) and type(item) is not dict:
-            clone = copy.copy(item)  # a mapping class may carry more than its entries
-            clone.update(moved)
-            return clone
-        return moved if type(item) is dict else type(item)(moved)  # pyright: ignore[reportCallIssue]
-    if isinstance(item, tuple) and hasattr(item, "_fields"):
-        return type(item)(*(_move(value, device) for value in item))
-    if type(item) in (list, tuple):
-        return type(item)(_move(value, device) for value in item)
     move = getattr(item, "to", None)
     return move(device) if callable(move) else item
+
+
+def _map(item: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to whatever in a batch is no container."""
+    if isinstance(item, torch.Tensor | PackedSequence):
+        return function(item)
+    if isinstance(item, Mapping):
+        new = {key: _map(value, function) for key, value in item.items()}
+        if isinstance(item, MutableMapping) and type(item) is not dict:
+            clone = copy.copy(item)  # a mapping class may carry more than its entries
+            clone.update(new)
+            return clone
+        return new if type(item) is dict else type(item)(new)  # pyright: ignore[reportCallIssue]
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*(_map(value, function) for value in item))
+    if type(item) in (list, tuple):
+        return type(item)(_map(value, function) for value in item)
+    return function(item)
 
 
 def _sizes(item: Any) -> Iterator[int]:

@@ -50,7 +50,8 @@ def init(module: nn.Module | Callable[[], nn.Module], *, seed: int = 0, device: 
             f"init: expected a torch.nn.Module or a function that builds one, got {type(module).__name__}.",
             fix="Write ps.init(lambda: MyModule(), seed=0).",
         )
-    template, params, frozen, buffers = take_apart(module)
+    with torch.inference_mode(False):
+        template, params, frozen, buffers = take_apart(module)
     state = State(
         params=Leaves(params, "params"),
         frozen=Leaves(frozen, "frozen"),

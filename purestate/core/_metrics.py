@@ -117,6 +117,7 @@ def metric_accuracy(y_pred: Tensor, y_true: Tensor) -> Tensor:
         y_pred: Logits or probabilities, shape ``(N, ..., C)``: classes are on the last axis.
         y_true: Indices, shape ``(N, ...)``.
     """
+    _must_be_tensors("accuracy", y_pred, y_true)
     return (y_pred.argmax(-1) == y_true).sum()
 
 
@@ -128,7 +129,18 @@ def metric_binaccuracy(y_pred: Tensor, y_true: Tensor) -> Tensor:
         y_pred: Probabilities between 0 and 1, not logits; any shape.
         y_true: 0 or 1, same shape.
     """
+    _must_be_tensors("binaccuracy", y_pred, y_true)
     return (y_pred.round() == y_true).sum()
+
+
+def _must_be_tensors(name: str, y_pred: Any, y_true: Any) -> None:
+    if not (isinstance(y_pred, Tensor) and isinstance(y_true, Tensor)):
+        raise MetricError(
+            f"metric {name!r} takes two tensors, got {type(y_pred).__name__} and {type(y_true).__name__}.",
+            cause="Of a tuple or list batch the last entry is the target; of a mapping it is the whole batch.",
+            fix="Write one: @ps.metric('accuracy') on a function (outputs, batch) that picks from the batch.",
+            metric=name,
+        )
 
 
 def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> tuple[Metric, ...]:

@@ -46,6 +46,13 @@ def take_apart(module: nn.Module) -> tuple[nn.Module, Tensors, Tensors, Tensors]
     """
     _refuse(module)
     parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise UnsupportedError(
+                f"parameter {name!r} has a hook on its gradient, which would not be called.",
+                cause="A step works on tensors of its own, and hooks of a tensor stay with it.",
+                fix="Do it in the optimizer or the loss, clip with setup(clip_grad_norm=...), or freeze with ps.freeze.",
+            )
     tied = {id(p) for p in parameters.values()}
     own = {name: b for name, b in module.named_buffers() if id(b) not in tied}
     params = {name: _clone(p) for name, p in parameters.items() if p.requires_grad}
@@ -59,7 +66,7 @@ def take_apart(module: nn.Module) -> tuple[nn.Module, Tensors, Tensors, Tensors]
             memo[id(attribute)] = _clone(attribute)
     try:
         template = copy.deepcopy(module, memo)
-    except (TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # an attribute's own __deepcopy__ or __getattr__ may raise anything
         raise UnsupportedError(
             f"{type(module).__qualname__} cannot be deep-copied: {type(error).__name__}: {error}",
             cause="An attribute of it or of a submodule holds something without a copy, such as a lock, a file or a generator.",

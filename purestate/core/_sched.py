@@ -85,7 +85,14 @@ def step_scheduler(live: LiveScheduler, metric: float | None = None) -> None:
         SetupError: The scheduler needs a metric and there is none.
     """
     if not live.needs_metric:
-        live.scheduler.step()
+        try:
+            live.scheduler.step()
+        except ValueError as error:
+            raise SetupError(
+                f"{type(live.scheduler).__qualname__} cannot be stepped a further time: {error}",
+                cause="Its schedule has an end, and training goes on behind it.",
+                fix="Give it more total_steps in its arguments, or clear it: ps.setup(state, clear_step_scheduler=True).",
+            ) from error
     elif metric is not None:
         live.scheduler.step(metric)
     else:
@@ -128,7 +135,7 @@ def rebuild_scheduler(factory: Factory, component: Component, optimizer: Optimiz
             step_scheduler(live)
     except Exception as error:
         raise SetupError(
-            f"{factory.kind} {factory.name} cannot be stepped {count} times on the new optimizer: {error}",
+            f"{factory.kind} {factory.name} cannot be stepped {count} times on the new optimizer: {error.__cause__ or error}",
             cause="A scheduler that is not named in setup is kept, and follows the new optimizer from the point where it is.",
             fix=f"Name it in the same setup to start it afresh, or clear it with clear_{factory.kind}=True.",
             argument=f"{factory.kind}_cls",

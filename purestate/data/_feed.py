@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from purestate.core._batch import Batch, Feed, batch_size, to_device
+from purestate.core._batch import Batch, Feed, batch_size, owned, to_device
 from purestate.core._key import Key
 from purestate.data._loader import IterableFeed, MapFeed
 from purestate.data._memory import MemoryFeed, in_memory
@@ -41,7 +41,7 @@ class ListFeed:
         if len(self._batches) != self.batches:
             raise BatchError(f"Expected {self.batches} batches, the length of the list before, but it has {len(self._batches)}.")
         for batch in self._batches[start:]:
-            yield to_device(batch, self._device)
+            yield to_device(owned(batch), self._device)
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""

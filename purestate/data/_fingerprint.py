@@ -164,7 +164,8 @@ class _Survey:
         elif type(value) in (list, tuple) and _holds_data(value):
             self.members(enumerate(value), type(value).__name__, place)
         elif type(value) is dict and _holds_data(value):
-            self.members(sorted(value.items(), key=lambda item: f"{type(item[0]).__name__} {item[0]}"), "dict", place)
+            order = ", ".join(map(str, value)) if len(value) <= 8 else scalar_hash([str(key) for key in value])[:32]
+            self.members(value.items(), f"dict of {order}", place)
         else:
             self.parts[place] = _short(self.code(value, place))
 
@@ -210,6 +211,17 @@ class _Survey:
             self.files(attributes.pop(name), paths, f"{place}.{name}")
         for name, value in sorted(attributes.items()):
             self.value(value, f"{place}.{name}")
+        self.mentioned(attributes, dataset, place)
+
+    def mentioned(self, attributes: Mapping[str, Any], dataset: Any, place: str) -> None:
+        """Describe the files that are named anywhere else: in the attributes' containers and objects, or on the class."""
+        theirs = ("torch", "builtins", "typing")
+        shared = [vars(cls) for cls in type(dataset).__mro__ if cls.__module__.partition(".")[0] not in theirs]
+        found = sorted({path for value in (attributes, *shared) for path in _named_files(dict(value), 4)})
+        if found:
+            self.weaken("files")
+            rows = [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in found]
+            self.parts[f"{place}.files"] = f"{len(rows)} files b3:{scalar_hash(rows)[:32]}"
 
     def files(self, value: Any, paths: list[Path], place: str) -> None:
         """Describe files by name, size and time; the folder that they share is left out."""
@@ -242,6 +254,7 @@ class _Survey:
                 for n, generator in enumerate(owned):
                     seed_generator(generator, Key.from_seed(i).fold_in(n))
                 samples.value([cast("Any", dataset)[i]], f"{place}[{i}]")
+        self.mentioned(getattr(dataset, "__dict__", {}), dataset, place)
         self.parts[f"{place}.probes"] = f"{len(at)} samples b3:{scalar_hash(samples.parts)[:32]}"
 
 
@@ -274,6 +287,26 @@ def _paths(attributes: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
         yield name, [] if is_listed else paths
 
 
+def _named_files(value: Any, depth: int) -> Iterator[Path]:
+    """Yield the existing files that texts in a value name. A name has a dot or a folder in it."""
+    if isinstance(value, str | Path):
+        text = str(value)
+        if ("." in text or os.sep in text) and len(text) < 4096 and "\0" not in text and os.path.isfile(text):
+            yield Path(os.path.abspath(text))
+        return
+    if depth == 0 or isinstance(value, torch.Tensor | torch.nn.Module | type):
+        return
+    if isinstance(value, dict):
+        inner: Any = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        inner = value
+    else:
+        inner = getattr(value, "__dict__", None)
+        inner = inner.values() if type(inner) is dict and not callable(value) else ()
+    for item in inner:
+        yield from _named_files(item, depth - 1)
+
+
 def _files_of(name: str, value: Any) -> list[Path]:
     if isinstance(value, str | Path):
         told = isinstance(value, Path) or os.sep in value or any(word in name.lower() for word in _PATH_WORDS)
@@ -300,8 +333,11 @@ def _tensor(tensor: torch.Tensor, place: str) -> str:
     known = _hashes.get(id(tensor))
     if known is not None and known[0]() is tensor and known[1] == state:
         return f"{title} b3:{known[2]}"
+    # memory that numpy has seen can change without torch counting; hashing shows it to numpy, so this is asked before
+    countable = tensor.untyped_storage().resizable()
     digest, key = leaf_hash(tensor)[:32], id(tensor)
-    _hashes[key] = (weakref.ref(tensor, lambda _: _hashes.pop(key, None)), state, digest)
+    if countable:
+        _hashes[key] = (weakref.ref(tensor, lambda _: _hashes.pop(key, None)), state, digest)
     return f"{title} b3:{digest}"
 
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterDataPipe
+from torch.utils.data import DataLoader, IterDataPipe, default_collate
 
-from purestate.core._batch import Batch, to_device
+from purestate.core._batch import Batch, owned, to_device
 from purestate.core._key import Key, Tag
 from purestate.data._order import Order, loader_length
 from purestate.data._samples import MapCollate, MapSamples, Requests, Seeder, StreamSamples, WorkerInit
@@ -28,6 +28,8 @@ class _Feed:
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | None, samples: Any, **sampling: Any) -> None:
         self._device = device
+        # without workers a collate function may give tensors of the dataset itself; the default one copies
+        self._shares = loader.num_workers == 0 and loader.collate_fn is not default_collate
         self._seeder: Seeder = samples.seeder
         self._worker_init = WorkerInit(loader.worker_init_fn)
         self._open: _Epoch | None = None
@@ -52,7 +54,7 @@ class _Feed:
             self._open.replace()
         self._worker_init.key = key
         self._base_generator.manual_seed(key.fold_in(Tag.WORKER).seed)
-        self._open = _Epoch(self._loader, self._seeder, self._device)
+        self._open = _Epoch(self._loader, self._seeder, self._device, self._shares)
         return self._open
 
     def close(self) -> None:
@@ -159,10 +161,11 @@ class _Epoch(Iterator[Batch]):
     or is closed, never at the odd moment at which a traceback that holds it is let go.
     """
 
-    def __init__(self, loader: DataLoader[Any], seeder: Seeder, device: torch.device | None) -> None:
+    def __init__(self, loader: DataLoader[Any], seeder: Seeder, device: torch.device | None, shares: bool) -> None:
         self._loader = loader
         self._seeder = seeder
         self._device = device
+        self._shares = shares
         self._batches: Any = None
         self._states: Any = None
         self._closed = self._replaced = False
@@ -180,7 +183,8 @@ class _Epoch(Iterator[Batch]):
                 if self._loader.num_workers == 0:
                     self._states = self._seeder.states()
                 self._batches = iter(self._loader)
-            return to_device(next(self._batches), self._device)
+            batch = next(self._batches)
+            return to_device(owned(batch) if self._shares else batch, self._device)
         except BaseException:
             self.close()
             raise

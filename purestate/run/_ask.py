@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from purestate.code import describe, describe_module
-from purestate.core._factory import is_plateau_factory
+from purestate.core._factory import Factory, is_plateau_factory
 from purestate.core._metrics import Metric
 from purestate.core._recipe import Recipe
-from purestate.core._state import State
+from purestate.core._state import COMPONENTS, State
 from purestate.data._fingerprint import describe_data
 from purestate.run._question import Question, flatten
+from purestate.run._setup import describe_loss
 
 __all__ = ["ask_reader", "ask_train"]
 
@@ -25,8 +24,6 @@ _READ = ("params", "frozen", "buffers", "key")
 
 _EDITS = ("set_lr", "freeze", "unfreeze")
 """What was done to a state by functions whose arguments say it better than digests do."""
-
-_modules: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def ask_train(
@@ -88,7 +85,7 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
     parts: dict[str, Any] = {f"input.{name}": digests[name] for name in subtrees if name in digests}
     for name in ("params", "frozen", "buffers"):
         parts |= {f"input.layout.{name}.{leaf}": list(order) for leaf, order in getattr(state, name).orders.items()}
-    parts |= _module(state.recipe.template)
+    parts |= describe_module(state.recipe.template)
     # what forward makes tensors of, where it does not say
     defaults = {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}
     usual = {"dtype": torch.float32, "device": torch.device("cpu")}
@@ -99,14 +96,13 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
 
 
 def _recipe(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    return dict(flatten({name: recipe.description[name] for name in names}, "recipe"))
-
-
-def _module(template: nn.Module) -> dict[str, Any]:
-    # a template is never modified, and describing a deep one takes milliseconds
-    if template not in _modules:
-        _modules[template] = dict(describe_module(template))
-    return _modules[template]
+    # described again: what a function reads from its globals and closure may have changed since `setup`
+    now = {**recipe.description, "loss": describe_loss(recipe.loss, recipe.loss_args, recipe.loss_fn)}
+    for name in COMPONENTS:
+        factory = getattr(recipe, name)
+        if factory is not None:
+            now[name] = Factory.make(factory.kind, factory.cls, factory.args or None, factory.fn, describe=describe).description
+    return dict(flatten({name: now[name] for name in names}, "recipe"))
 
 
 def _data(loader: Any) -> dict[str, Any]:

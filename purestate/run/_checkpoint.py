@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from purestate.core._hash import short
@@ -318,8 +319,19 @@ class Checkpoint:
                 fix="Give one: ck.train(state, train_dl, val_dl, ...).",
                 argument="val_dl",
             )
-        question = ask_train(state, train_dl, val_dl, metrics=known, warmup=warmup, watch=watch)
-        return Training(self._ledger, state, (train_dl, val_dl), question, selection, known, warmup, self._notify, progress)
+        ask = partial(ask_train, state, train_dl, val_dl, metrics=known, warmup=warmup, watch=watch)
+        return Training(
+            ledger=self._ledger,
+            state=state,
+            loaders=(train_dl, val_dl),
+            question=ask(),
+            ask=ask,
+            selection=selection,
+            metrics=known,
+            warmup=warmup,
+            notify=self._notify,
+            progress=progress,
+        )
 
     def _read(self, ask: Callable[[], Reader]) -> Any:
         began = time.perf_counter()  # asking hashes state, code and data: most of what an answer from the log costs

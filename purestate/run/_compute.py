@@ -21,6 +21,7 @@ from purestate.errors import ReplayError
 from purestate.run._answers import EpochView
 from purestate.run._chain import Trajectory
 from purestate.run._environment import environment, prepare
+from purestate.run._question import changes
 from purestate.run._resume import ResumePoints
 from purestate.run._snapshot import Items, snapshot
 from purestate.run._stale import accepted, check_appendable
@@ -60,6 +61,7 @@ class Computation:
                 yield from call.recorded(train, call.choose(train).last)
                 self._conclude(train)
                 points.clear()
+                self._tell_what_moved()
             except GeneratorExit:
                 if self._live is not None:
                     call.states.setdefault(self._live.n, self._live.state.own())
@@ -91,6 +93,17 @@ class Computation:
             if epoch.n == n:
                 call.states[n] = epoch.state.own()
                 return
+
+    def _tell_what_moved(self) -> None:
+        """Ask again: what the op itself moved (a cache in a dataset, a global generator) makes the next question another."""
+        call = self._call
+        now = call.ask()
+        if now.digest != call.question.digest:
+            what = ", ".join(name for name, _, _ in changes(call.question.json(), now))
+            call.notify(
+                f"{what}: this moved while the op ran, so another call or another run asks another question. "
+                "Give the object a method __purestate_fingerprint__() that says what counts, or keep it out of what it holds."
+            )
 
     def _begin(self) -> Trajectory:
         state = self._call.state

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from purestate.errors import MetricError, SetupError
 
 __all__ = ["Choice", "Selection", "choose", "unknown_metric"]
@@ -33,6 +35,8 @@ class Selection:
     def __post_init__(self) -> None:
         for name in ("epochs", "patience"):
             value = getattr(self, name)
+            if isinstance(value, np.integer):
+                object.__setattr__(self, name, value := int(value))
             if type(value) is not int or value < 0:
                 raise SetupError(f"train: {name} must be an integer of at least 0, got {value!r}.", argument=name)
 

@@ -19,7 +19,7 @@ from purestate.core._recipe import PRECISIONS, Clip, Recipe
 from purestate.core._state import COMPONENTS, State, require
 from purestate.errors import SetupError
 
-__all__ = ["setup"]
+__all__ = ["describe_loss", "setup"]
 
 _Args = Mapping[str, Any] | None
 
@@ -128,7 +128,7 @@ def _loss(cls: type | None, args: _Args, loss: Callable[..., Any] | None, fn: Ca
             raise SetupError(
                 "setup: loss_args go with loss_cls.", fix="Bind them: functools.partial(loss_fn, ...).", argument="loss_args"
             )
-        return {"loss": None, "loss_args": None, "loss_fn": fn, "loss_description": {"fn": describe(fn)}}
+        return {"loss": None, "loss_args": None, "loss_fn": fn, "loss_description": describe_loss(None, None, fn)}
     if loss is not None:
         if isinstance(loss, type):
             raise SetupError(f"setup: loss={loss.__name__} is a class.", fix=f"Write loss_cls={loss.__name__}.", argument="loss")
@@ -136,10 +136,19 @@ def _loss(cls: type | None, args: _Args, loss: Callable[..., Any] | None, fn: Ca
             raise SetupError("setup: loss_args go with loss_cls.", fix="Give them where the loss is made.", argument="loss_args")
         make_objective(loss)
         kept = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
-        return {"loss": kept, "loss_args": None, "loss_fn": None, "loss_description": {"value": describe(kept)}}
+        return {"loss": kept, "loss_args": None, "loss_fn": None, "loss_description": describe_loss(kept, None, None)}
     factory = Factory.make("loss", cls, args, None, describe=describe)
     make_objective(cls, factory.args)
     return {"loss": cls, "loss_args": factory.args, "loss_fn": None, "loss_description": factory.description}
+
+
+def describe_loss(loss: Any, args: _Args, fn: Callable[..., Any] | None) -> Any:
+    """Return what the loss of a recipe is, as plain JSON; None if there is none."""
+    if fn is not None:
+        return {"fn": describe(fn)}
+    if isinstance(loss, type):
+        return Factory.make("loss", loss, args, None, describe=describe).description
+    return None if loss is None else {"value": describe(loss)}
 
 
 def _clip(recipe: Recipe, norm: float | None, value: float | None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Training:
         state: The input.
         loaders: The training loader, and the one for validation or None.
         question: What is asked, without the selection.
+        ask: Asks it again.
         selection: What to pick.
         metrics: Computed on both loaders.
         warmup: Epochs of linear warm-up.
@@ -44,6 +45,7 @@ class Training:
     state: State
     loaders: tuple[Any, Any]
     question: Question
+    ask: Callable[[], Question]
     selection: Selection
     metrics: Sequence[Metric]
     warmup: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import itertools
@@ -9,6 +10,7 @@ import linecache
 import operator
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -213,3 +215,28 @@ def test_nothing_is_modified():
     fingerprint(held)
     assert torch.equal(generator.get_state(), before)
     assert vars(held).keys() == {"value"}
+
+
+def test_copying_an_object_does_not_change_its_class():
+    """``copy`` and ``pickle`` leave ``__slotnames__`` on the class of what they copy."""
+
+    class Plain:
+        def __init__(self) -> None:
+            self.x = 1
+
+    before = fingerprint(Plain).digest
+    copy.deepcopy(Plain())
+    assert "__slotnames__" in vars(Plain)
+    assert fingerprint(Plain).digest == before
+
+
+def test_a_namespace_counts_by_what_it_holds():
+    one, same, other = (types.SimpleNamespace(p=p) for p in (0.1, 0.1, 0.2))
+    assert fingerprint(one).digest == fingerprint(same).digest != fingerprint(other).digest
+
+
+def test_a_dict_with_attributes_is_described():
+    class Dot(dict):
+        __getattr__ = dict.__getitem__
+
+    assert fingerprint(Dot(a=1)).digest != fingerprint(Dot(a=2)).digest

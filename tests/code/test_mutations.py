@@ -117,6 +117,8 @@ def target(*expression: str) -> str:
 
 # name, source, what is replaced, by what
 CHANGES = [
+    ("dict order", target("dict(a=1, b=2)"), "a=1, b=2", "b=2, a=1"),
+    ("dict order, other keys", "target = {1: 2, (3, 4): 5}\n", "1: 2, (3, 4): 5", "(3, 4): 5, 1: 2"),
     ("tensor strides", target("torch.ones(2, 3).T"), "ones(2, 3).T", "ones(3, 2)"),
     ("body", HELPER, "+ 1", "+ 2"),
     ("operator", HELPER, "helper(x) + 1", "helper(x) - 1"),
@@ -219,8 +221,6 @@ SAME = [
     ("unused function", HELPER, "def target", "def unused(x): return 0\ndef target"),
     ("unused constant", HELPER, "SCALE =", "OTHER = 3\nSCALE ="),
     ("method order", CLASS, "    width = 8\n", "    width = 8\n    width = 8\n"),
-    ("dict order", target("dict(a=1, b=2)"), "a=1, b=2", "b=2, a=1"),
-    ("dict order, other keys", "target = {1: 2, (3, 4): 5}\n", "1: 2, (3, 4): 5", "(3, 4): 5, 1: 2"),
     ("set order", target("{'a', 'b', 'c'}"), "'a', 'b', 'c'", "'c', 'b', 'a'"),
     ("lambda moved on its line", LAMBDAS, "[lambda x: x + 1, lambda x: x + 2][0]", "[lambda x: x + 2, lambda x: x + 1][1]"),
     (

@@ -193,3 +193,11 @@ def test_taking_apart_draws_nothing() -> None:
         before = torch.get_rng_state()
         put_together(fresh_copy(take_apart(module)[0]), *take_apart(module)[1:])
         assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_on_a_parameter_is_refused(register: str) -> None:
+    module = nn.BatchNorm1d(2)
+    getattr(module.weight, register)(lambda gradient: None)
+    with pytest.raises(UnsupportedError, match="parameter 'weight' has a hook on its gradient"):
+        take_apart(module)

@@ -15,6 +15,7 @@ from purestate.data._feed import ListFeed, feed
 from purestate.data._loader import IterableFeed, MapFeed
 from purestate.data._memory import MemoryFeed
 from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
+from tests.helpers import assert_trees_identical
 
 X, Y = torch.arange(6.0).reshape(3, 2), torch.arange(3)
 KEY = Key.from_seed(0)
@@ -50,8 +51,8 @@ def test_list_is_given_as_it_is() -> None:
     batches = feed(loader)
     assert (batches.batches, batches.samples) == (2, 4)
     given = list(batches.epoch(KEY))
-    assert all(ours is theirs for ours, theirs in zip(given, loader, strict=True))
-    assert [batch is loader[1] for batch in batches.epoch(KEY, start=1)] == [True]
+    assert_trees_identical(given, loader)
+    assert_trees_identical(list(batches.epoch(KEY, start=1)), loader[1:])
     loader.append((X, Y))
     with pytest.raises(BatchError, match=r"Expected 2 batches.*has 3"):
         next(batches.epoch(KEY))
@@ -95,3 +96,16 @@ def test_anything_else_is_refused_with_the_ways_out(loader: Any, named: str) -> 
 def test_one_batch_taken_for_a_loader() -> None:
     with pytest.raises(BatchError, match="tuple of 2 tensors"):
         feed((X, Y))
+
+
+@pytest.mark.parametrize("kind", ["list", "batch_size=None", "collate"])
+def test_what_forward_writes_does_not_reach_the_data(kind):
+    x, y = torch.ones(4, 2), torch.zeros(4)
+    loaders = {
+        "list": [(x, y)],
+        "batch_size=None": DataLoader(TensorDataset(x[None], y[None]), batch_size=None),
+        "collate": DataLoader(TensorDataset(x[None], y[None]), collate_fn=lambda samples: samples[0]),
+    }
+    for batch in feed(loaders[kind]).epoch(Key.from_seed(0)):
+        batch[0].mul_(0)
+    assert torch.equal(x, torch.ones(4, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -317,3 +318,40 @@ def test_a_loader_class_of_the_user_counts_with_its_attributes():
 
     one, other = (describe_data(Loader(TensorDataset(*tensors()), extra), describe) for extra in (1, 2))
     assert {key for key in one.parts if one.parts[key] != other.parts[key]} == {"loader.extra"}
+
+
+@dataclasses.dataclass
+class Where:
+    path: str
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda path: dict(csv=path),
+        lambda path: dict(config=Where(path)),
+        lambda path: dict(paths={"x": path}),
+        lambda path: dict(samples=[dict(path=path, label=0)]),
+        lambda path: dict(samples=[["label", path]]),
+        lambda path: dict(pairs=[(0, path)]),
+    ],
+    ids=["text", "object", "dict", "dicts", "lists", "second"],
+)
+def test_a_file_that_is_named_anywhere_counts(tmp_path, monkeypatch, held):
+    monkeypatch.chdir(tmp_path)
+    Path("all.npy").write_bytes(b"1")
+    dataset = InMemory([1])
+    vars(dataset).update(held("all.npy"))
+    data = loader(dataset=dataset)
+    before = describe_data(data, describe)
+    assert before.kind in ("files", "probed")
+    Path("all.npy").write_bytes(b"22")
+    assert describe_data(data, describe).digest != before.digest
+
+
+def test_data_of_numpy_is_hashed_each_time():
+    array = np.zeros(6, np.float32)
+    data = loader(dataset=TensorDataset(torch.from_numpy(array)))
+    before = describe_data(data, describe)
+    array[0] = 1
+    assert describe_data(data, describe).digest != before.digest

@@ -320,3 +320,58 @@ def test_strides_decide_bits_and_are_asked_for(memory, weights, images, name):
         ask(weights, images)
     assert [change[0] for change in caught.value.changes] == [name]
     assert ask(lambda x: x, lambda x: x) == answer
+
+
+SCALE = 1.0
+
+
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    return x * SCALE
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return scaled(self.net(x))
+
+
+def scaled_loss(y_pred: torch.Tensor, y_true: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(scaled(y_pred), y_true)
+
+
+@pytest.mark.parametrize(
+    "made", [dict(module=Scaled), dict(recipe=dict(loss_cls=None, loss=scaled_loss))], ids=["forward", "loss"]
+)
+def test_code_is_read_when_the_question_is_asked(monkeypatch, memory, made):
+    """In a notebook a global changes after `setup`; what is recorded is what ran."""
+    ask, ck = Ask(**made), checkpoint(memory)
+    state = ask.state()
+    first = ck.train(state, ask.train_dl, epochs=1)
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    with pytest.raises(ps.StaleRecordError, match="code of (loss changed|SCALE was 1.0 when this was recorded, now 2.0)"):
+        ck.train(state, ask.train_dl, epochs=1)
+    other = checkpoint(memory, "b").train(state, ask.train_dl, epochs=1)
+    assert other == checkpoint().train(ask.state(), ask.train_dl, epochs=1) != first
+
+
+def test_a_dataset_that_moves_by_being_read_is_told(memory, capsys):
+    class Cached(torch.utils.data.Dataset):
+        def __init__(self) -> None:
+            self.x, self.y = batch(8)
+            self.cache: dict[int, Any] = {}
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, i: int) -> Any:
+            return self.cache.setdefault(i, (self.x[i], self.y[i]))
+
+    loader = torch.utils.data.DataLoader(Cached(), batch_size=4)
+    memory.checkpoint("a").train(start(), loader, epochs=1)
+    told, done = capsys.readouterr().out.splitlines()
+    assert told.startswith("a: training data: dataset.cache: this moved while the op ran")
+    assert "__purestate_fingerprint__" in told
+    assert done.startswith("a train 0 | 1 epoch |")
