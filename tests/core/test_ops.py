@@ -384,10 +384,19 @@ def test_find_lr_ends_where_the_loss_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(min_rate=0.0), dict(min_rate=2.0), dict(max_rate=1e-9), dict(epochs=0), dict(min_rate=float("nan"))]
+    "bad",
+    [
+        dict(min_rate=0.0),
+        dict(min_rate=2.0),
+        dict(max_rate=1e-9),
+        dict(epochs=0),
+        dict(epochs=1.5),
+        dict(min_rate="a"),
+        dict(min_rate=float("nan")),
+    ],
 )
 def test_what_find_lr_refuses(bad: dict[str, Any]) -> None:
-    with pytest.raises(SetupError, match=r"^find_lr: expected 0 < min_rate < max_rate and epochs >= 1, got "):
+    with pytest.raises(SetupError, match=r"^find_lr: expected 0 < min_rate < max_rate and a whole number of epochs"):
         ops.find_lr(state(), feed(TRAIN), **bad)
 
 

@@ -351,7 +351,7 @@ def test_code_is_read_when_the_question_is_asked(monkeypatch, memory, made):
     state = ask.state()
     first = ck.train(state, ask.train_dl, epochs=1)
     monkeypatch.setitem(globals(), "SCALE", 2.0)
-    with pytest.raises(ps.StaleRecordError, match="code of (loss changed|SCALE was 1.0 when this was recorded, now 2.0)"):
+    with pytest.raises(ps.StaleRecordError, match=r"code of (loss changed|SCALE was 1\.0 when)"):
         ck.train(state, ask.train_dl, epochs=1)
     other = checkpoint(memory, "b").train(state, ask.train_dl, epochs=1)
     assert other == checkpoint().train(ask.state(), ask.train_dl, epochs=1) != first

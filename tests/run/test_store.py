@@ -168,7 +168,7 @@ def test_what_there_is(trained):
     assert any(row.rstrip().endswith("a:0") for row in rows)
     assert store.lineage().splitlines() == [
         f"a: 2 trains, 5 epochs, {s2.hash[:11]}",
-        f"└─ fork (from train 0): 1 trains, 1 epochs, {f1.hash[:11]}",
+        f"└─ fork (from train 0): 1 train, 1 epoch, {f1.hash[:11]}",
     ]
     assert "train 1: 2 epochs" in repr(store.open("a"))
 
@@ -203,7 +203,7 @@ def test_deleting(disk):
     assert [info.id for info in disk.checkpoints()] == ["fork"]
     assert disk.load("fork") == f1
     assert_trees_identical(dict(disk.load("fork").params), dict(f1.params))
-    assert disk.lineage().startswith("fork: 1 trains"), "a parent may dangle"
+    assert disk.lineage().startswith("fork: 1 train,"), "a parent may dangle"
     assert ask.of(ck) == s1, "the object begins anew"
     assert ck.last is not None
     assert ck.last.computed == 2
@@ -434,3 +434,12 @@ def test_values(memory: Any) -> None:
 
 def mapped(module: nn.Module, batch: Any) -> torch.Tensor:
     return nn.functional.cross_entropy(module(batch["x"]), batch["y"])
+
+
+def test_a_parent_that_was_begun_anew_is_no_parent(memory):
+    ask, a = Ask(), checkpoint(memory)
+    s1 = ask.of(a)
+    f1 = checkpoint(memory, "b").train(s1, ask.train_dl, epochs=1)
+    memory.delete("a")
+    checkpoint(memory).train(f1, ask.train_dl, epochs=1)
+    assert [line.split(":")[0] for line in memory.lineage().splitlines()] == ["b", "└─ a (from train 0)"]

@@ -88,7 +88,7 @@ def test_deleting(keeping):
     keeping.put({DIGEST: LEAVES})
     keeping.delete("a")
     assert (keeping.ids(), keeping.log("a").exists(), keeping.has(DIGEST)) == (["b"], False, True)
-    assert [(act["act"], act["id"], act["records"]) for act in keeping.acts()] == [("delete", "a", 2)]
+    assert [(act["act"], act["checkpoint"], act["records"]) for act in keeping.acts()] == [("delete", "a", 2)]
     assert {"time", "user", "host", "pid"} < keeping.acts()[0].keys()
 
 

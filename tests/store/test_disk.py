@@ -166,8 +166,8 @@ def test_a_deleted_checkpoint_is_gone_and_the_journal_says_so(backend):
     assert backend.load_resume("a") is None
     assert list(backend.path.glob("trash/*")) == []
     [act] = backend.acts()
-    assert (act["act"], act["id"], act["head"], act["records"], act["pid"]) == ("delete", "a", head, 1, os.getpid())
-    assert act.keys() == {"act", "id", "head", "records", "pid", "host", "user", "time"}
+    assert (act["act"], act["checkpoint"], act["head"], act["records"], act["pid"]) == ("delete", "a", head, 1, os.getpid())
+    assert act.keys() == {"act", "checkpoint", "head", "records", "pid", "host", "user", "time"}
     with pytest.raises(CheckpointNotFoundError):
         backend.delete("a")
 
