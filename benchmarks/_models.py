@@ -20,35 +20,10 @@ Data = tuple[torch.Tensor, torch.Tensor]
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
 ADAM = dict(lr=5e-3, weight_decay=5e-4)
+_example = runpy.run_path(str(EXAMPLE))
+MLP: type[nn.Module] = _example["MLP"]
+CNN: type[nn.Module] = _example["CNN"]
 DECAY = dict(step_size=10, gamma=0.2)
-
-
-class MLP(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        first = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2))
-        self.layers = nn.Sequential(*first, nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
-
-
-class CNN(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(8, 16, 3, padding=1),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(16 * 4 * 4, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x).flatten(1))
 
 
 class Transformer(nn.Module):
@@ -65,7 +40,7 @@ class Transformer(nn.Module):
 
 def digits() -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Return the example's loaders: 1,438 scans to train on, in batches of 32, and 359 to validate."""
-    return runpy.run_path(str(EXAMPLE))["loaders"]()
+    return _example["loaders"]()
 
 
 def adam_state(module: type[nn.Module], seed: int = 0, *, decay: bool = False) -> ps.State:

@@ -25,7 +25,7 @@ def rows(quick: bool) -> list[Row]:
     target = torch.randint(10, (32,))
     models: dict[str, tuple[type[nn.Module], Batch, int]] = {
         "MLP, batch 32": (MLP, (torch.rand(32, 64), target), 200),
-        "CNN with BatchNorm, batch 32": (CNN, (torch.rand(32, 1, 8, 8), target), 60),
+        "CNN with BatchNorm, batch 32": (CNN, (torch.rand(32, 64), target), 60),
         "transformer, 2 layers, dropout, batch 32": (Transformer, (torch.randint(100, (32, 32)), target), 12),
     }
     found: list[Row] = []

@@ -253,6 +253,7 @@ _KINDS: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
     (weakref.ref, _as("weak", lambda value: value())),
     (types.SimpleNamespace, lambda walker, value: {"namespace": _attributes(walker, value)}),
     (types.MappingProxyType, _as("mapping", lambda value: dict(value))),
+    # the classes of the old spellings are private, so the checker's advice to write int | None would lose them
     (types.GenericAlias | types.UnionType | type(typing.Optional[int]) | type(typing.List[int]), _generic),  # noqa: UP006, UP045
     (typing.TypeVar, _as("type variable", lambda value: value.__name__)),
     (array.array, _as("array", lambda value: [value.typecode, value.tobytes()])),

@@ -151,7 +151,7 @@ def _is_all_in_its_attributes(value: Any) -> bool:
     if cls.__getstate__ is not object.__getstate__ or not hasattr(value, "__dict__"):
         return False
     try:
-        _, args, attributes, items, pairs = object.__reduce_ex__(value, 2)  # type: ignore[misc]  # always five
+        _, args, attributes, items, pairs = object.__reduce_ex__(value, 2)
     except TypeError:  # CPython found memory in the object that no attribute shows
         return False
     return args == (cls,) and items is None and pairs is None and (attributes is None or isinstance(attributes, dict))

@@ -119,8 +119,9 @@ class Factory:
         Raises:
             SetupError: The class or the function raised; the message names the arguments that it complained about.
         """
+        made_by: Any = self.fn if self.cls is None else self.cls
         try:
-            return self.fn(*positional) if self.fn is not None else self.cls(*positional, **copy.deepcopy(dict(self.args)))  # type: ignore[misc]
+            return made_by(*positional, **copy.deepcopy(dict(self.args)))
         except Exception as error:
             # torch's own complaints about a value need no traceback; anything else may be a bug in the user's code
             raise self._error(error) from (None if self.cls is not None and isinstance(error, ValueError) else error)
@@ -142,7 +143,7 @@ def refuse_closure(optimizer_cls: type) -> None:
     Raises:
         UnsupportedError: For LBFGS and the like.
     """
-    required = [p.name for p in inspect.signature(optimizer_cls.step).parameters.values() if _is_required(p)][1:]  # type: ignore[attr-defined]
+    required = [p.name for p in inspect.signature(optimizer_cls.step).parameters.values() if _is_required(p)][1:]
     if required:
         raise UnsupportedError(
             f"optimizer {optimizer_cls.__qualname__} cannot be used: its step needs {', '.join(map(repr, required))}.",
@@ -277,7 +278,7 @@ def _same(value: Any, default: Any) -> bool:
 def _snapshot(kind: str, name: str, value: Any) -> Any:
     try:
         return copy.deepcopy(value)
-    except Exception as error:
+    except Exception as error:  # a user's __deepcopy__ may raise anything
         raise SetupError(
             f"{kind}_args[{name!r}] cannot be copied: {error}",
             cause=f"Arguments are remembered as they are at setup; a {type(value).__qualname__} cannot be.",

@@ -222,10 +222,11 @@ class Sums:
 
         def column(amounts: Iterable[Amount]) -> Tensor:
             amounts = list(amounts)
-            if not any(isinstance(a, Tensor) for a in amounts):
+            tensors = [a for a in amounts if isinstance(a, Tensor)]
+            if not tensors:
                 return torch.tensor(amounts, dtype=exact, device=device)
-            if len({getattr(a, "dtype", None) for a in amounts}) == 1:
-                return torch.stack(amounts).to(exact)  # type: ignore[arg-type]
+            if len(tensors) == len(amounts) and len({a.dtype for a in tensors}) == 1:
+                return torch.stack(tensors).to(exact)
             return torch.stack([torch.as_tensor(a, dtype=exact, device=device) for a in amounts])
 
         columns = [column(losses) * column(sizes)]

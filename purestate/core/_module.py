@@ -228,8 +228,22 @@ class Slots:
                 owner._buffers[key] = None
 
     def read_buffers(self) -> Tensors:
-        """Return the buffers as they are inside a `lent` block, the assigned ones (``self.run = ...``) included."""
-        return {name: tensors[key] for name, tensors, key in self._buffers}  # type: ignore[misc]
+        """Return the buffers as they are inside a `lent` block, the assigned ones (``self.run = ...``) included.
+
+        Raises:
+            UnsupportedError: The block took a buffer away.
+        """
+        found: Tensors = {}
+        for name, tensors, key in self._buffers:
+            tensor = tensors.get(key)
+            if tensor is None:
+                raise UnsupportedError(
+                    f"forward took the tensor of buffer {name!r} away.",
+                    cause="A state has the leaves that the module had when it was made.",
+                    fix="Fill it instead: self.buffer.zero_().",
+                )
+            found[name] = tensor
+        return found
 
 
 def _refuse(module: nn.Module) -> None:

@@ -133,7 +133,7 @@ def rebuild_scheduler(factory: Factory, component: Component, optimizer: Optimiz
     try:
         for _ in range(count):
             step_scheduler(live)
-    except Exception as error:
+    except Exception as error:  # a user's step may raise anything; torch's at the end of a schedule
         raise SetupError(
             f"{factory.kind} {factory.name} cannot be stepped {count} times on the new optimizer: {error.__cause__ or error}",
             cause="A scheduler that is not named in setup is kept, and follows the new optimizer from the point where it is.",

@@ -193,7 +193,7 @@ class EvaluateStep:
 class PredictStep(EvaluateStep):
     """``step(params, frozen, buffers, batch) -> outputs``, in eval mode, without gradients. See `make_predict_step`."""
 
-    def __call__(self, params: Tensors, frozen: Tensors, buffers: Tensors, batch: Any) -> Any:  # type: ignore[override]
+    def __call__(self, params: Tensors, frozen: Tensors, buffers: Tensors, batch: Any) -> Any:
         """Return what the module returns for the inputs in a batch. No tensor is modified."""
         return self._read(params, frozen, buffers, batch)
 

@@ -24,16 +24,17 @@ class OtherBitsError(CannotCaptureError):
     """A replay gave other bits than the uncaptured step."""
 
 
+_DATA: Any = Tensor.data  # on the class it is a descriptor, which the types of torch do not say
+
+
 class NoEscape(TorchFunctionMode):
     """Refuses, while tracing, what reads or writes a tensor without an operator, so that no trace could see it."""
 
-    _refused = frozenset(
-        {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data.__set__, Tensor.set_}  # type: ignore[attr-defined]
-    )
+    _refused = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, _DATA.__set__, Tensor.set_})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._refused:
-            name = ".data =" if func == Tensor.data.__set__ else f".{func.__name__}()"  # type: ignore[attr-defined]
+            name = ".data =" if func == _DATA.__set__ else f".{func.__name__}()"
             raise CannotCaptureError(f"forward, loss or a metric uses `{name}`, which no trace sees")
         return func(*args, **(kwargs or {}))
 

@@ -195,6 +195,18 @@ def test_taking_apart_draws_nothing() -> None:
         assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("take", [lambda m: setattr(m, "run", None), lambda m: delattr(m, "run")], ids=["None", "deleted"])
+def test_a_buffer_that_forward_takes_away_is_refused(take: Any) -> None:
+    module = nn.Module()
+    module.register_buffer("run", torch.zeros(2))
+    template, *tensors = take_apart(module)
+    slots = Slots(fresh_copy(template))
+    with slots.lent(*tensors):
+        take(slots.module)
+        with pytest.raises(UnsupportedError, match="forward took the tensor of buffer 'run' away"):
+            slots.read_buffers()
+
+
 @pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
 def test_a_hook_on_a_parameter_is_refused(register: str) -> None:
     module = nn.BatchNorm1d(2)
