@@ -1,22 +1,20 @@
 """The Recipe: the half of training that is decided once and does not move with the steps.
 
 It says which module, loss, optimizer and schedulers there are, with which arguments. It holds no weights (the module in
-it is a template on the meta device) and is never modified. A State carries its Recipe along; two Recipes are the same
-where their digests are.
+it is a template on the meta device) and is never modified. A State carries its Recipe along. What it says is described
+where a question is asked, not here: the functions in it may read globals that change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from purestate.core._factory import Factory
-from purestate.core._hash import scalar_hash
 from purestate.core._loss import Objective, make_objective
 
 __all__ = ["PRECISIONS", "Clip", "Recipe"]
@@ -50,7 +48,6 @@ class Recipe:
         loss: A class, an instance, or a function of ``(output, target)``.
         loss_args: Arguments of the class.
         loss_fn: In its place, ``(module, batch) -> loss`` or ``(loss, outputs)``.
-        loss_description: What the loss is, as plain JSON: class, arguments, code.
         optimizer: How the optimizer is made.
         epoch_scheduler: How the scheduler that steps once an epoch is made.
         step_scheduler: How the scheduler that steps after every step of the optimizer is made.
@@ -63,30 +60,12 @@ class Recipe:
     loss: Any = None
     loss_args: Mapping[str, Any] | None = None
     loss_fn: Callable[..., Any] | None = None
-    loss_description: Any = None
     optimizer: Factory | None = None
     epoch_scheduler: Factory | None = None
     step_scheduler: Factory | None = None
     clip: Clip = Clip()
     precision: str | None = None
     deterministic: bool = True
-
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """What the recipe says, as plain JSON. The template is not in it: see `code.describe_module`."""
-        components = {"optimizer": self.optimizer, "epoch_scheduler": self.epoch_scheduler, "step_scheduler": self.step_scheduler}
-        return {
-            "loss": self.loss_description,
-            **{name: factory and factory.description for name, factory in components.items()},
-            "clip": {"norm": self.clip.norm, "value": self.clip.value},
-            "precision": self.precision,
-            "deterministic": self.deterministic,
-        }
-
-    @cached_property
-    def digest(self) -> str:
-        """The digest of `description`."""
-        return scalar_hash(self.description)
 
     @property
     def has_loss(self) -> bool:

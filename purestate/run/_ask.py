@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from purestate.code import describe, describe_module
 from purestate.core._factory import Factory, is_plateau_factory
 from purestate.core._metrics import Metric
-from purestate.core._recipe import Recipe
+from purestate.core._recipe import Clip, Recipe
 from purestate.core._state import COMPONENTS, State
 from purestate.data._fingerprint import describe_data
 from purestate.run._question import Question, flatten
@@ -24,6 +24,9 @@ _READ = ("params", "frozen", "buffers", "key")
 
 _EDITS = ("set_lr", "freeze", "unfreeze")
 """What was done to a state by functions whose arguments say it better than digests do."""
+
+_OPTIONS = ("loss", *COMPONENTS, "clip", "precision", "deterministic")
+"""What of a recipe enters a question."""
 
 
 def ask_train(
@@ -42,7 +45,7 @@ def ask_train(
     """
     assert state.recipe is not None
     parts = _common(state, list(state.digests), metrics)
-    parts |= _recipe(state.recipe, list(state.recipe.description))
+    parts |= _recipe(state.recipe, _OPTIONS)
     parts |= dict(flatten(_data(train_dl), "train_data"))
     parts |= dict(flatten(_data(val_dl) if val_dl is not None else None, "val_data"))
     if warmup:
@@ -96,13 +99,17 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
 
 
 def _recipe(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    # described again: what a function reads from its globals and closure may have changed since `setup`
-    now = {**recipe.description, "loss": describe_loss(recipe.loss, recipe.loss_args, recipe.loss_fn)}
-    for name in COMPONENTS:
-        factory = getattr(recipe, name)
-        if factory is not None:
-            now[name] = Factory.make(factory.kind, factory.cls, factory.args or None, factory.fn, describe=describe).description
-    return dict(flatten({name: now[name] for name in names}, "recipe"))
+    return dict(flatten({name: _option(recipe, name) for name in names}, "recipe"))
+
+
+def _option(recipe: Recipe, name: str) -> Any:
+    """Describe what `setup` decided, as it is now: what a function reads from globals and closure may have changed since."""
+    value = getattr(recipe, name)
+    if name == "loss":
+        return describe_loss(value, recipe.loss_args, recipe.loss_fn)
+    if isinstance(value, Factory):
+        return Factory.make(value.kind, value.cls, value.args or None, value.fn, describe=describe).description
+    return {"norm": value.norm, "value": value.value} if isinstance(value, Clip) else value
 
 
 def _data(loader: Any) -> dict[str, Any]:

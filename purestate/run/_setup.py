@@ -128,7 +128,8 @@ def _loss(cls: type | None, args: _Args, loss: Callable[..., Any] | None, fn: Ca
             raise SetupError(
                 "setup: loss_args go with loss_cls.", fix="Bind them: functools.partial(loss_fn, ...).", argument="loss_args"
             )
-        return {"loss": None, "loss_args": None, "loss_fn": fn, "loss_description": describe_loss(None, None, fn)}
+        describe(fn)  # refuses here what no question could hold
+        return {"loss": None, "loss_args": None, "loss_fn": fn}
     if loss is not None:
         if isinstance(loss, type):
             raise SetupError(f"setup: loss={loss.__name__} is a class.", fix=f"Write loss_cls={loss.__name__}.", argument="loss")
@@ -136,10 +137,11 @@ def _loss(cls: type | None, args: _Args, loss: Callable[..., Any] | None, fn: Ca
             raise SetupError("setup: loss_args go with loss_cls.", fix="Give them where the loss is made.", argument="loss_args")
         make_objective(loss)
         kept = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
-        return {"loss": kept, "loss_args": None, "loss_fn": None, "loss_description": describe_loss(kept, None, None)}
+        describe(kept)
+        return {"loss": kept, "loss_args": None, "loss_fn": None}
     factory = Factory.make("loss", cls, args, None, describe=describe)
     make_objective(cls, factory.args)
-    return {"loss": cls, "loss_args": factory.args, "loss_fn": None, "loss_description": factory.description}
+    return {"loss": cls, "loss_args": factory.args, "loss_fn": None}
 
 
 def describe_loss(loss: Any, args: _Args, fn: Callable[..., Any] | None) -> Any:
