@@ -20,6 +20,7 @@ Each class subclasses `PureStateError` and the standard exception that a strange
     ├── FingerprintError(TypeError)        something has no content that could be fingerprinted
     ├── StaleRecordError(RuntimeError)     the record is not an answer to this question
     ├── ReplayError(RuntimeError)          recomputing a recorded answer gave other bits
+    ├── MissingExtraError(ImportError)     an optional package is not installed
     └── StoreError(OSError)                disk
         ├── InvalidIdError(ValueError)     an id that cannot name a checkpoint
         ├── CheckpointNotFoundError(FileNotFoundError)
@@ -53,6 +54,7 @@ __all__ = [
     "InvalidIdError",
     "LossError",
     "MetricError",
+    "MissingExtraError",
     "MissingSnapshotError",
     "MutatedStateError",
     "NonFiniteLossError",
@@ -81,6 +83,7 @@ class PureStateError(Exception):
 
     def __init__(self, problem: str, *, cause: str | None = None, fix: str | None = None, **where: Any) -> None:
         super().__init__("\n".join(part for part in (problem, cause, fix) if part))
+        self.problem, self.cause, self.fix = problem, cause, fix
         for name, value in where.items():
             if not hasattr(type(self), name):
                 raise TypeError(f"{type(self).__name__} has no attribute {name!r}")
@@ -186,6 +189,12 @@ class ReplayError(PureStateError, RuntimeError):
 
     expected: Any = None
     actual: Any = None
+
+
+class MissingExtraError(PureStateError, ImportError):
+    """An optional package is not installed; the message says which extra brings it."""
+
+    extra: str | None = None
 
 
 class StoreError(PureStateError, OSError):

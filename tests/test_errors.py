@@ -28,6 +28,7 @@ BASES = {
     "FingerprintError": "TypeError",
     "StaleRecordError": "RuntimeError",
     "ReplayError": "RuntimeError",
+    "MissingExtraError": "ImportError",
     "StoreError": "OSError",
     "InvalidIdError": "ValueError",
     "CheckpointNotFoundError": "FileNotFoundError",
