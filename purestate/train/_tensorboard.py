@@ -133,6 +133,8 @@ class Scalars:
 def rewrite(folder: Path, epochs: Sequence[tuple[int, Mapping[str, float], Sequence[float]]]) -> Scalars:
     """Write the values of a training anew, in place of those that are there. The graph stays.
 
+    A TensorBoard that is running shows the new values; only one with ``--load_fast=false`` has to be started again.
+
     Args:
         folder: As for `Scalars`.
         epochs: The arguments of `Scalars.add`, an entry an epoch.
