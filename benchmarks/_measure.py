@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Case", "Row", "as_json", "child", "compare", "figure", "folder_bytes", "interleave", "table", "timed"]
+__all__ = [
+    "Case",
+    "Peer",
+    "Row",
+    "Skipped",
+    "as_json",
+    "child",
+    "compare",
+    "figure",
+    "folder_bytes",
+    "interleave",
+    "serve",
+    "skipped",
+    "table",
+    "timed",
+]
 
 Case = Callable[[], float]
 """Does something once and returns the seconds that count."""
@@ -26,22 +42,92 @@ class Row:
     Args:
         group: The file that measured it.
         name: What was measured.
-        ours: The median of this library, in ``unit``.
-        peer: The median of the peer; None where there is none.
+        ours: The median of this library, in ``unit``; None where it was skipped.
+        peer: The median of the peer; None where there is none, or it was skipped.
         against: Who the peer is.
         ratio: Lower quartile, median and upper quartile of ours over the peer's, round by round; below 1 is faster.
-        unit: ``'ms'``, ``'s'``, ``'us'`` or ``'bytes'``.
+        unit: ``'ms'``, ``'s'``, ``'us'``, ``'MB'`` or ``'bytes'``.
         rounds: How many rounds.
+        note: Whether the results were equal, why something was skipped.
     """
 
     group: str
     name: str
-    ours: float
+    ours: float | None
     peer: float | None
     against: str
     ratio: tuple[float, float, float] | None
     unit: str
     rounds: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """In place of a case that cannot run here."""
+
+    reason: str
+
+
+class Peer:
+    """A peer in a process of its own, so that what it imports and starts (JAX, a compiler, hooks) stays out of this one.
+
+    Args:
+        script: The module of this package that runs there and ends in `serve`.
+        args: For it.
+        needs: Packages without which the peer is skipped.
+        skip: Why it is skipped, if it is.
+    """
+
+    def __init__(self, script: str, *args: object, needs: Sequence[str] = (), skip: str = "") -> None:
+        missing = [name for name in needs if importlib.util.find_spec(name) is None]
+        self._process: subprocess.Popen[str] | None = None
+        self.case: Case | Skipped = self._ask
+        if skip or missing:
+            self.case = Skipped(skip or f"{' and '.join(missing)} not installed")
+            return
+        command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{script}", *map(str, args)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=Path(__file__).parents[1], text=True)
+        if (answer := self._answer()) != "ready":
+            self.case = Skipped(answer)
+
+    def _ask(self) -> float:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> Any:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+        return json.loads(line)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+
+
+def serve(case: Case | Skipped) -> None:
+    """Be the other end of `Peer`: run the case whenever a line comes in. Whatever else is printed goes to standard error."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    if isinstance(case, Skipped):
+        print(json.dumps(case.reason), file=answers, flush=True)
+        return
+    case()  # imports, compilation, allocators
+    print(json.dumps("ready"), file=answers, flush=True)
+    for _ in sys.stdin:
+        gc.collect()
+        print(case(), file=answers, flush=True)
 
 
 def timed(function: Callable[[], Any]) -> Case:
@@ -71,7 +157,15 @@ def interleave(cases: Mapping[str, Case], rounds: int) -> dict[str, list[float]]
 
 
 def compare(
-    group: str, name: str, cases: Mapping[str, Case], rounds: int, *, unit: str = "ms", times: int = 1, ours: str = "purestate"
+    group: str,
+    name: str,
+    cases: Mapping[str, Case | Skipped],
+    rounds: int,
+    *,
+    unit: str = "ms",
+    times: int = 1,
+    ours: str = "purestate",
+    notes: Mapping[str, Callable[[], str]] | None = None,
 ) -> list[Row]:
     """Time one case against all others and return a row for each of them.
 
@@ -83,22 +177,41 @@ def compare(
         unit: See `Row`.
         times: How many times a case does what the row names; its seconds are divided by it.
         ours: Which case the others are held against.
+        notes: What to note of a peer, asked for at the end.
     """
-    seconds = interleave(cases, rounds)
+    present = {who: case for who, case in cases.items() if not isinstance(case, Skipped)}
+    seconds = interleave(present, rounds)
     mine = seconds.pop(ours)
     scale = {"us": 1e6, "ms": 1e3, "s": 1.0}[unit] / times
-    return [
-        figure(group, name, [t * scale for t in mine], [t * scale for t in theirs], against=peer, unit=unit)
-        for peer, theirs in seconds.items()
-    ]
+    rows: list[Row] = []
+    for who, case in cases.items():
+        if isinstance(case, Skipped):
+            rows.append(skipped(group, name, case, against=who, unit=unit))
+        elif who != ours:
+            row = figure(group, name, [t * scale for t in mine], [t * scale for t in seconds[who]], against=who, unit=unit)
+            rows.append(replace(row, note=notes[who]()) if notes and who in notes else row)
+    return rows
 
 
 def figure(
-    group: str, name: str, ours: Sequence[float], peer: Sequence[float] = (), *, against: str = "", unit: str = "ms"
+    group: str,
+    name: str,
+    ours: Sequence[float],
+    peer: Sequence[float] = (),
+    *,
+    against: str = "",
+    unit: str = "ms",
+    note: str = "",
 ) -> Row:
     """Return the row of values that were measured: paired where there is a peer."""
     ratio = _quartiles([a / b for a, b in zip(ours, peer, strict=True)]) if peer else None
-    return Row(group, name, statistics.median(ours), statistics.median(peer) if peer else None, against, ratio, unit, len(ours))
+    theirs = statistics.median(peer) if peer else None
+    return Row(group, name, statistics.median(ours), theirs, against, ratio, unit, len(ours), note)
+
+
+def skipped(group: str, name: str, case: Skipped, *, against: str, unit: str = "ms") -> Row:
+    """Return the row of what could not be measured here, with the reason."""
+    return Row(group, name, None, None, against, None, unit, 0, f"skipped: {case.reason}")
 
 
 def child(script: str, *args: object) -> dict[str, Any]:
@@ -120,8 +233,10 @@ def folder_bytes(path: Path) -> int:
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows for people, as a table in Markdown."""
-    head = ["what", "purestate", "peer", "", "ratio (quartiles)"]
-    cells = [[row.name, _amount(row.ours, row.unit), row.against, _amount(row.peer, row.unit), _ratio(row)] for row in rows]
+    head = ["what", "purestate", "peer", "", "ratio (quartiles)", "note"]
+    cells = [
+        [row.name, _amount(row.ours, row.unit), row.against, _amount(row.peer, row.unit), _ratio(row), row.note] for row in rows
+    ]
     widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
     rule = ["-" * width for width in widths]
     padded = [[cell.ljust(n) for cell, n in zip(line, widths, strict=True)] for line in [head, rule, *cells]]

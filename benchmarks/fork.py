@@ -12,7 +12,7 @@ from torch import nn
 
 import purestate as ps
 from benchmarks._measure import Row, compare, figure, folder_bytes, timed
-from benchmarks._models import ADAM
+from benchmarks._settings import ADAM
 
 __all__ = ["rows"]
 

@@ -1,0 +1,19 @@
+"""Run by ``step``: so many steps of the MLP by the ordinary loop under `torch.compile`."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from benchmarks._measure import Skipped, serve
+from benchmarks._models import StepMLP
+from benchmarks._steps import compiled, repeat
+
+loop = compiled(StepMLP, (torch.rand(64, 64), torch.randint(10, (64,))))
+try:
+    loop.warm()
+except torch._dynamo.exc.BackendCompilerFailed as error:  # no C++ compiler, for one
+    serve(Skipped(f"torch.compile failed here: {str(error).splitlines()[0]}"))
+else:
+    serve(repeat(loop, int(sys.argv[1])))
