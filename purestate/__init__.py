@@ -67,9 +67,9 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_LATER[name]), name)
     if name == "train":
-        raise AttributeError(
-            "purestate has no function train. Ask a checkpoint: ps.Store(path).checkpoint(id).train(state, ...)."
-        )
+        from importlib import import_module
+
+        return import_module("purestate.train")
     raise AttributeError(f"module 'purestate' has no attribute {name!r}")
 
 

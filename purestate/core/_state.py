@@ -280,8 +280,8 @@ class State:
         """Return another state as made from this one by ``act``."""
         return state._with(origin=self._origin_after(act))
 
-    def answered(self, parent: Mapping[str, Any]) -> State:
-        """Return the same state as the answer that a record holds."""
+    def answered(self, parent: Mapping[str, Any] | None) -> State:
+        """Return the same state as the answer that a record holds, or as one that none holds."""
         state = self._with(origin=Origin(parent=parent))
         object.__setattr__(state, "_hash", self._hash)
         object.__setattr__(state, "_digests", self._digests)

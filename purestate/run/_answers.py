@@ -12,10 +12,20 @@ from purestate.core._state import State
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "EpochView", "History", "Summary", "as_history", "counted"]
+__all__ = ["Curve", "EpochView", "History", "Summary", "as_history", "counted", "op_name"]
 
-History = dict[str, list[Any]]
-"""A list for each metric, an entry an epoch: ``epoch``, ``train_loss``, ``val_loss``, …, ``lr``, ``seconds``."""
+
+class History(dict[str, list[Any]]):
+    """A list for each metric, an entry an epoch: ``epoch``, ``train_loss``, ``val_loss``, …, ``lr``, ``seconds``.
+
+    A dict, which a notebook shows as a table.
+    """
+
+    def _repr_html_(self) -> str:
+        from purestate.view import html_table
+
+        columns = {name: values for name, values in self.items() if len(values) == len(self.get("epoch", ()))}
+        return html_table(list(zip(*columns.values(), strict=True)), list(columns))
 
 
 @dataclass(frozen=True)
@@ -119,10 +129,19 @@ class Curve:
 
         return plot_lr_vs_loss(self.rates, self.losses, self.suggestion, start=start, end=end)
 
+    def _repr_png_(self) -> bytes:
+        chart: Any = self.plot()
+        return chart._repr_png_()
+
 
 def counted(number: int, noun: str) -> str:
     """Return ``'1 epoch'``, ``'2 epochs'``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def op_name(op: int | None) -> str:
+    """Return what people call the op that a state is the answer of: ``'train 0'``; None is the root of a checkpoint."""
+    return "root" if op is None else f"train {op}"
 
 
 def as_history(epochs: list[dict[str, Any]]) -> History:
@@ -131,7 +150,7 @@ def as_history(epochs: list[dict[str, Any]]) -> History:
     Where an epoch lacks a metric that others have, its entry is None.
     """
     names = list(dict.fromkeys(name for epoch in epochs for name in epoch["metrics"]))
-    history: History = {"epoch": [epoch["epoch"] for epoch in epochs]}
+    history = History(epoch=[epoch["epoch"] for epoch in epochs])
     history |= {name: [epoch["metrics"].get(name) for epoch in epochs] for name in names}
     history["lr"] = [epoch["lr"][0] if len(epoch["lr"]) == 1 else list(epoch["lr"]) for epoch in epochs]
     history["seconds"] = [epoch["seconds"] for epoch in epochs]

@@ -14,10 +14,11 @@ from purestate.core._metrics import Metric
 from purestate.core._recipe import Clip, Recipe
 from purestate.core._state import COMPONENTS, State
 from purestate.data._fingerprint import describe_data
+from purestate.run._answers import op_name
 from purestate.run._question import Question, flatten
 from purestate.run._setup import describe_loss
 
-__all__ = ["ask_reader", "ask_train"]
+__all__ = ["ask_reader", "ask_train", "describe_option"]
 
 _READ = ("params", "frozen", "buffers", "key")
 """The subtrees that `evaluate` and `predict` depend on: a fork that only changes the optimizer shares their answers."""
@@ -99,10 +100,10 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
 
 
 def _recipe(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    return dict(flatten({name: _option(recipe, name) for name in names}, "recipe"))
+    return dict(flatten({name: describe_option(recipe, name) for name in names}, "recipe"))
 
 
-def _option(recipe: Recipe, name: str) -> Any:
+def describe_option(recipe: Recipe, name: str) -> Any:
     """Describe what `setup` decided, as it is now: what a function reads from globals and closure may have changed since."""
     value = getattr(recipe, name)
     if name == "loss":
@@ -131,5 +132,5 @@ def _about(state: State) -> dict[str, Any]:
                 about[f"edits.{name}"] = value
     parent = state.origin.parent
     if parent is not None:
-        about["parent"] = f"{parent['checkpoint']} train {parent['op']}, {parent['epochs']} epochs"
+        about["parent"] = f"{parent['checkpoint']} {op_name(parent['op'])}, {parent['epochs']} epochs"
     return about

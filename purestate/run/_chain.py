@@ -99,6 +99,7 @@ class Chain:
     def __init__(self) -> None:
         self.trains: list[Trajectory] = []
         self.readers: dict[str, RecordLike] = {}
+        self.root: RecordLike | None = None
         self.description: str | None = None
         self.accepting: set[int] = set()
         """Starts of trajectories for which the next question that would be stale is to be taken as the same."""
@@ -140,6 +141,9 @@ class Chain:
     def _on_checkpoint(self, record: RecordLike) -> None:
         self.description = record.body.get("description")
 
+    def _on_root(self, record: RecordLike) -> None:
+        self.root = record
+
     def _on_train(self, record: RecordLike) -> None:
         train = Trajectory(record)
         self.trains = [*self.binding(), train]
@@ -154,6 +158,7 @@ class Chain:
     def _on_reset(self, record: RecordLike) -> None:
         voided = set(record.body["of"])
         self.trains = [train for train in self.trains if train.start.seq not in voided]
+        self.readers = {digest: reader for digest, reader in self.readers.items() if reader.seq not in voided}
 
     def _on_accept(self, record: RecordLike) -> None:
         self.accepting.add(record.body["of"])

@@ -27,10 +27,9 @@ from purestate.run._training import Training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from purestate.core._ops import Epoch
-
 __all__ = ["Checkpoint", "plot_metrics"]
 
+_READERS = ("evaluate", "find_lr", "predict")
 MetricLike = Metric | Callable[[Any, Any], Any]
 
 
@@ -52,12 +51,43 @@ class Checkpoint:
         (False, True, True)
     """
 
-    def __init__(self, ledger: Ledger, *, echo: Callable[[str], None] | None = print) -> None:
+    def __init__(
+        self, ledger: Ledger, *, echo: Callable[[str], None] | None = print, notify: Callable[[str], None] | None = print
+    ) -> None:
         self._ledger = ledger
-        self._echo = echo
+        self._echo, self._tell = echo, notify
         self.last: Summary | None = None
 
     # ---------------------------------------------------------------- ops
+
+    def root(self, state: State) -> State:
+        """Return the initial state that this checkpoint was begun with; record the given one if there is none.
+
+        With it a script that seeds nothing can be run again: the builder makes other weights each time, and the recorded
+        ones are taken.
+
+        Args:
+            state: An initial state, see `purestate.init`. Not modified. If a root is recorded, only its recipe is used.
+
+        Raises:
+            TreeMismatchError: The recorded root has other names, shapes or dtypes; the first are named.
+            StaleRecordError: It was made under another seed.
+
+        Effects:
+            The first time, one record and the items of the state.
+
+        Example:
+            >>> import purestate as ps, torch
+            >>> ck = ps.MemoryStore().checkpoint("root")
+            >>> first = ck.root(ps.init(torch.nn.Linear(2, 1)))
+            >>> ck.root(ps.init(torch.nn.Linear(2, 1))) == first  # other weights, and nobody seeded them
+            True
+        """
+        from purestate.run._root import root
+
+        require(state, "template", "root")
+        state.check()
+        return root(self._ledger, state)
 
     def train(
         self,
@@ -71,6 +101,8 @@ class Checkpoint:
         patience: int = 0,
         warmup: int = 0,
         metrics: Sequence[MetricLike] = (),
+        on_epoch: Callable[[EpochView], object] | None = None,
+        progress: bool = True,
     ) -> State:
         """Train a state, or return what the log holds.
 
@@ -88,6 +120,10 @@ class Checkpoint:
             warmup: During so many epochs the learning rate rises linearly, step by step, to what it was, and the
                 schedulers are held back.
             metrics: Functions ``(y_pred, y_true)`` that return a sum over the batch, or ``(sum, count)``; see `metric`.
+            on_epoch: Called with each epoch as `epochs` yields it, recorded ones too. What it raises ends the call; the
+                finished epochs are recorded.
+            progress: Whether bars are shown while epochs are computed, where somebody can see them: in a terminal or a
+                notebook.
 
         Returns:
             The new state. From the log its bytes are read when somebody looks.
@@ -104,11 +140,16 @@ class Checkpoint:
             Records in the log, an epoch each and one for the answer; items in the store; prints one line.
         """
         began = time.perf_counter()
-        progress = Progress(f"{self.id} train", epochs)
-        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, progress.update)
-        with progress:
-            for _ in call.run():
-                pass
+        bars = Progress(f"{self.id} train", epochs, shown=progress, epochs=on_epoch is None)
+        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars)
+        stream = call.run()
+        with bars:
+            for epoch in stream:
+                if on_epoch is not None:
+                    try:
+                        on_epoch(epoch)
+                    except BaseException as error:
+                        stream.throw(error)  # not `close`, which would conclude the op at this epoch
         self._say(call.summary(time.perf_counter() - began))
         assert call.result is not None
         return call.result
@@ -144,7 +185,8 @@ class Checkpoint:
             ``epoch.state`` is copied, read or recomputed only when somebody looks.
         """
         began = time.perf_counter()
-        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, lambda _: None)
+        bars = Progress(f"{self.id} train", epochs, shown=False)
+        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars)
         try:
             yield from call.run()
         finally:
@@ -245,19 +287,29 @@ class Checkpoint:
                 body = train.epochs[n].body
                 yield body | {"metrics": decode(body["metrics"])}, op, n == record.body["best"]
 
-    def reset(self, op: int = 0) -> None:
-        """Void a train and those that follow, so that the chain can go on from there. Their records stay readable.
+    def reset(self, op: int | str = 0) -> None:
+        """Void a train and those that follow, so that the chain can go on from there; or all answers of a reader.
+
+        Their records stay readable in the log.
 
         Args:
-            op: Its number, from 0.
+            op: The number of the train, from 0; or ``'evaluate'``, ``'find_lr'``, ``'predict'``.
+
+        Raises:
+            StateError: There is no such op.
 
         Effects:
-            One record, and a line in the store's journal.
+            One record (none for a reader without answers), and a line in the store's journal.
         """
         with self._ledger.writing() as chain:
-            voided = chain.trains[self._number(op) :]
-            self._ledger.append("reset", {"of": [train.start.seq for train in voided]})
-            self._ledger.backend.clear_resume(self.id)
+            if isinstance(op, str):
+                voided = self._answers_of(op)
+                if not voided:
+                    return
+            else:
+                voided = [train.start.seq for train in chain.trains[self._number(op) :]]
+                self._ledger.backend.clear_resume(self.id)
+            self._ledger.append("reset", {"of": voided})
         self._ledger.backend.journal("reset", checkpoint=self.id, op=op, head=self._ledger.log.head)
 
     def accept(self, op: int = 0) -> None:
@@ -300,7 +352,7 @@ class Checkpoint:
         patience: int,
         warmup: int,
         metrics: Sequence[MetricLike],
-        progress: Callable[[Epoch], None],
+        progress: Progress,
     ) -> Training:
         require(state, "loss", "train")
         require(state, "optimizer", "train")
@@ -341,6 +393,14 @@ class Checkpoint:
         self._say(Summary(f"{self.id} {reader.name}", cached, seconds, reader.state.hash, metrics=reader.metrics(value)))
         return value
 
+    def _answers_of(self, reader: str) -> list[int]:
+        if reader not in _READERS:
+            names = ", ".join(map(repr, _READERS))
+            raise StateError(
+                f"there is no train {reader!r}, nor a reader of that name: trains have numbers, readers are {names}."
+            )
+        return [record.seq for record in self._ledger.chain.readers.values() if record.kind == reader]
+
     def _number(self, op: int) -> int:
         trains = self._ledger.chain.trains
         if type(op) is not int or not 0 <= op < len(trains):
@@ -348,8 +408,8 @@ class Checkpoint:
         return op
 
     def _notify(self, text: str) -> None:
-        if self._echo is not None:
-            self._echo(f"{self.id}: {text}")
+        if self._tell is not None:
+            self._tell(f"{self.id}: {text}")
 
     def _say(self, summary: Summary) -> None:
         self.last = summary

@@ -132,7 +132,7 @@ class Computation:
             if choice.best == epoch.n:
                 call.states = {epoch.n: epoch.state.own()}
             points.offer(epoch, choice.best, call.states.get(epoch.n if choice.best is None else choice.best))
-            call.progress(epoch)
+            call.progress.update(epoch)
             if epoch.n > call.reached:
                 call.reached = epoch.n
                 yield call.view(train, epoch.n, epoch.metrics, cached=not new, state=self._state_while_live)
@@ -156,8 +156,11 @@ class Computation:
         state = call.state if start == 0 else call.state_at(train, start)
         train_dl, val_dl = call.loaders
         with ExitStack() as closed:
-            train_feed = closed.enter_context(closing(feed(train_dl, device=device)))
-            val_feed = None if val_dl is None else closed.enter_context(closing(feed(val_dl, device=device)))
+            train_feed = call.progress.watch(closed.enter_context(closing(feed(train_dl, device=device))), "train")
+            val_feed = None
+            if val_dl is not None:
+                val_feed = call.progress.watch(closed.enter_context(closing(feed(val_dl, device=device))), "val")
+            call.progress.begin(start)
             epochs = ops.train(
                 state,
                 train_feed,

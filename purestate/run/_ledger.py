@@ -73,8 +73,8 @@ class Ledger:
         if missing:
             self.backend.put(missing)
 
-    def parent(self, train: Trajectory, record: RecordLike, state_hash: str, epochs: int) -> dict[str, Any]:
-        """Return what `State.answered` remembers of the record that holds a state.
+    def parent(self, train: Trajectory, record: RecordLike, state_hash: str, epochs: int) -> dict[str, Any] | None:
+        """Return what `State.answered` remembers of the record that holds a state; None where no record is kept.
 
         Args:
             train: The trajectory that the state is of.
@@ -82,6 +82,8 @@ class Ledger:
             state_hash: The hash of the state.
             epochs: After how many epochs of the train.
         """
+        if not self.log.records:
+            return None
         return {
             "checkpoint": self.id,
             "op": self.chain.index(train),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -19,9 +19,33 @@ from purestate.core._recipe import PRECISIONS, Clip, Recipe
 from purestate.core._state import COMPONENTS, State, require
 from purestate.errors import SetupError
 
-__all__ = ["describe_loss", "setup"]
+__all__ = ["SetupOptions", "describe_loss", "setup"]
 
 _Args = Mapping[str, Any] | None
+
+
+class SetupOptions(TypedDict, total=False):
+    """The arguments of `setup` behind the state, for those who hand them on."""
+
+    loss_cls: type | None
+    loss_args: _Args
+    loss: Callable[[Any, Any], Any] | None
+    loss_fn: Callable[[nn.Module, Any], Any] | None
+    optimizer_cls: type | None
+    optimizer_args: _Args
+    optimizer_fn: Callable[[list[nn.Parameter]], Any] | None
+    epoch_scheduler_cls: type | None
+    epoch_scheduler_args: _Args
+    epoch_scheduler_fn: Callable[[Any], Any] | None
+    clear_epoch_scheduler: bool
+    step_scheduler_cls: type | None
+    step_scheduler_args: _Args
+    step_scheduler_fn: Callable[[Any], Any] | None
+    clear_step_scheduler: bool
+    clip_grad_norm: float | None
+    clip_grad_value: float | None
+    precision: str | None
+    deterministic: bool | None
 
 
 def setup(

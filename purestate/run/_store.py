@@ -17,11 +17,11 @@ from purestate.core import _module
 from purestate.core._hash import short
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
-from purestate.errors import MissingSnapshotError, StateError, TreeMismatchError
-from purestate.run._answers import counted
-from purestate.run._chain import RecordLike, Trajectory
+from purestate.errors import MissingSnapshotError, StateError
+from purestate.run._answers import counted, op_name
 from purestate.run._checkpoint import Checkpoint
 from purestate.run._ledger import Ledger
+from purestate.run._load import answer_of, load, snapshot_of
 from purestate.store._backend import Backend
 from purestate.store._disk import DiskBackend
 
@@ -38,7 +38,7 @@ class CheckpointInfo:
         trains: How many trains its chain has.
         epochs: How many epochs they cover.
         metrics: The metrics of its last epoch.
-        state: The hash of its last answer; None if there is none.
+        state: The hash of its last answer, else of its root; None if there is neither.
         parent: Where its first state came from: checkpoint, op and state hash; None for a root.
     """
 
@@ -56,18 +56,26 @@ class _Store:
 
     _backend: Backend
 
-    def checkpoint(self, id: str, *, description: str | None = None, echo: Callable[[str], None] | None = print) -> Checkpoint:
+    def checkpoint(
+        self,
+        id: str,
+        *,
+        description: str | None = None,
+        echo: Callable[[str], None] | None = print,
+        notify: Callable[[str], None] | None = None,
+    ) -> Checkpoint:
         """Return a checkpoint. It is created with its first record, not before.
 
         Args:
             id: Letters, digits, ``.``, ``_``, ``-``.
             description: What it is about; recorded with the first record.
             echo: Gets one line for each op; None for silence.
+            notify: Gets what should be said once, such as why a step runs uncaptured; ``echo`` if left out.
 
         Raises:
             InvalidIdError: The id cannot name a checkpoint.
         """
-        return Checkpoint(Ledger(self._backend, id, description=description), echo=echo)
+        return Checkpoint(Ledger(self._backend, id, description=description), echo=echo, notify=notify or echo)
 
     def open(self, id: str, *, echo: Callable[[str], None] | None = print) -> Checkpoint:
         """Return a checkpoint that exists.
@@ -75,7 +83,7 @@ class _Store:
         Raises:
             CheckpointNotFoundError: There is none of that name; those that there are are listed.
         """
-        return Checkpoint(Ledger(self._backend, id, must_exist=True), echo=echo)
+        return Checkpoint(Ledger(self._backend, id, must_exist=True), echo=echo, notify=echo)
 
     def checkpoints(self) -> list[CheckpointInfo]:
         """Return what there is, by id, without reading a tensor."""
@@ -93,7 +101,7 @@ class _Store:
                 info.epochs,
                 ", ".join(f"{name} {value:.4f}" for name, value in info.metrics.items() if name.startswith("val_")),
                 short(info.state) if info.state else "",
-                f"{info.parent['checkpoint']}:{info.parent['op']}" if info.parent else "",
+                f"{info.parent['checkpoint']}:{op_name(info.parent['op']).removeprefix('train ')}" if info.parent else "",
             ]
             for info in self.checkpoints()
         ]
@@ -115,7 +123,7 @@ class _Store:
             for i, info in enumerate(children.get(above, [])):
                 last = i == len(children[above]) - 1
                 branch = "" if above is None else "└─ " if last else "├─ "
-                at = f" (from train {info.parent['op']})" if info.parent and above is not None else ""
+                at = f" (from {op_name(info.parent['op'])})" if info.parent and above is not None else ""
                 state = f", {short(info.state)}" if info.state else ""
                 size = f"{counted(info.trains, 'train')}, {counted(info.epochs, 'epoch')}"
                 found.append(f"{indent}{branch}{info.id}{at}: {size}{state}")
@@ -148,16 +156,10 @@ class _Store:
             MissingSnapshotError: It has no such op, or no finished one.
             TreeMismatchError: ``like`` has another structure.
         """
-        ledger = Ledger(self._backend, id, must_exist=True)
-        train, record = _answer(ledger, op)
-        snapshot = _selected(record, best)
         recipe = _recipe_of(like)
         if device is None:
             device = like.device if isinstance(like, State) else "cpu"
-        state = ledger.restore(snapshot, recipe, device)
-        if recipe is not None:
-            _must_have_the_names_of(recipe, snapshot, id)
-        return state.answered(ledger.parent(train, record, state.hash, record.body["last"]))
+        return load(Ledger(self._backend, id, must_exist=True), recipe, device, op=op, best=best)
 
     def delete(self, id: str) -> None:
         """Remove a checkpoint: its log and resume points. Its items stay, since other checkpoints may share them.
@@ -180,7 +182,7 @@ class _Store:
 
     def _info(self, ledger: Ledger) -> CheckpointInfo:
         chain = ledger.chain
-        finished = list(chain.finished())
+        finished, root = list(chain.finished()), chain.root
         metrics: dict[str, float] = {}
         if finished:
             _, train, record = finished[-1]
@@ -191,7 +193,7 @@ class _Store:
             trains=len(chain.binding()),
             epochs=sum(record.body["last"] for _, _, record in finished),
             metrics=metrics,
-            state=finished[-1][2].body["out"]["hash"] if finished else None,
+            state=finished[-1][2].body["out"]["hash"] if finished else root.body["state"]["hash"] if root else None,
             parent=_foreign_parent(ledger),
         )
 
@@ -231,8 +233,7 @@ class Store(_Store):
                 small ones live in the record or beside the parameters.
         """
         ledger = Ledger(self._backend, id, must_exist=True)
-        _, record = _answer(ledger, op)
-        snapshot = _selected(record, best)
+        snapshot = snapshot_of(answer_of(ledger, op)[1], best=best)
         digest = snapshot.get(subtree, {}).get("item")
         items = [name for name, part in snapshot.items() if isinstance(part, dict) and "item" in part]
         if digest is None:
@@ -288,23 +289,6 @@ class NullStore(_Store):
         self._backend = NullBackend()
 
 
-def _answer(ledger: Ledger, op: int | None) -> tuple[Trajectory, RecordLike]:
-    finished = {number: (train, record) for number, train, record in ledger.chain.finished()}
-    if not finished or (op is not None and op not in finished):
-        raise MissingSnapshotError(
-            f"checkpoint {ledger.id!r} has no finished train{'' if op is None else f' {op}'}; "
-            f"it has {sorted(finished) or 'none'}.",
-            fix="Run the script that trains it again: it goes on from its last finished epoch.",
-        )
-    return finished[max(finished) if op is None else op]
-
-
-def _selected(record: RecordLike, best: bool) -> dict[str, Any]:
-    """The snapshot of an answer, or of its best epoch where one was watched."""
-    body = record.body
-    return body["kept"][str(body["best"])] if best and body["best"] is not None else body["out"]
-
-
 def _foreign_parent(ledger: Ledger) -> dict[str, Any] | None:
     if not ledger.chain.trains:
         return None
@@ -320,19 +304,3 @@ def _recipe_of(like: nn.Module | State | None) -> Recipe | None:
     if like is None:
         return None
     raise StateError(f"load: like must be a module or a state, got {type(like).__name__}.")
-
-
-def _must_have_the_names_of(recipe: Recipe, snapshot: dict[str, Any], id: str) -> None:
-    """Names now, since the record has them: shapes are compared when tensors are read."""
-    template = recipe.template
-    kept = {name for subtree in ("params", "frozen", "buffers") for name in snapshot.get(subtree, {}).get("names", ())}
-    kept |= set(snapshot["params"].get("beside", {}).get("names", ()))
-    has = {name for name, _ in template.named_parameters()} | {name for name, _ in template.named_buffers()}
-    for name in sorted(kept ^ has):
-        whose = "the checkpoint has no leaf" if name in has else "like has no leaf"
-        raise TreeMismatchError(
-            f"load: {whose} {name!r} where checkpoint {id!r} and like must agree.",
-            cause="It belongs to a model of another structure.",
-            fix="Give the module it was trained with, or load without like= and look at state.params.",
-            path=name,
-        )

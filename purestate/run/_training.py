@@ -5,21 +5,19 @@ Nothing here computes, nor imports what computes: on a re-run this file is all t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from purestate.core._metrics import Metric
 from purestate.core._state import State
 from purestate.run._answers import EpochView, Summary, as_history
 from purestate.run._chain import Chain, RecordLike, Trajectory
 from purestate.run._ledger import Ledger
+from purestate.run._progress import Progress
 from purestate.run._question import Question
 from purestate.run._select import Choice, Selection, choose
 from purestate.run._stale import check_appendable
-
-if TYPE_CHECKING:
-    from purestate.core._ops import Epoch
 
 __all__ = ["Training"]
 
@@ -38,7 +36,7 @@ class Training:
         metrics: Computed on both loaders.
         warmup: Epochs of linear warm-up.
         notify: Shown what the user should be told once.
-        progress: Called with each computed epoch.
+        progress: Shows how far it has come.
     """
 
     ledger: Ledger
@@ -50,7 +48,7 @@ class Training:
     metrics: Sequence[Metric]
     warmup: int
     notify: Callable[[str], None]
-    progress: Callable[[Epoch], None]
+    progress: Progress
     result: State | None = None
     computed: int = 0
     """How many epochs this call computed."""
@@ -59,7 +57,7 @@ class Training:
     states: dict[int, State] = field(default_factory=dict[int, State])
     """States at hand that are in no record yet, by epoch."""
 
-    def run(self) -> Iterator[EpochView]:
+    def run(self) -> Generator[EpochView]:
         """Yield every epoch that the selection reaches, recorded ones first. Sets ``result``.
 
         Closing the iterator early concludes the op at the epoch that it has reached.

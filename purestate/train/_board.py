@@ -1,0 +1,69 @@
+"""The TensorBoard files of one checkpoint: a fold over its log, and over the epochs of a train as they come."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from purestate.core._init import to_module
+from purestate.core._module import fresh_copy
+from purestate.core._plain import decode
+from purestate.core._state import State
+from purestate.data._feed import feed
+from purestate.run import EpochView
+from purestate.run._ledger import Ledger
+from purestate.train._tensorboard import Scalars, rewrite, write_graph
+
+__all__ = ["Board"]
+
+
+class Board:
+    """What TensorBoard is told of a checkpoint.
+
+    Args:
+        folder: Where its files go.
+        ledger: The checkpoint's records.
+    """
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        self._folder, self._ledger = folder, ledger
+        self._scalars: Scalars | None = None
+
+    def rewrite(self) -> None:
+        """Write all recorded epochs, in place of what is there."""
+        self.close()
+        epochs: list[tuple[int, dict[str, float], list[float]]] = []
+        for op, train in enumerate(self._ledger.refresh().trains):
+            last = train.done[-1].body["last"] if train.done else max(train.epochs, default=0)
+            bodies = [train.epochs[n].body for n in range(last + 1) if n in train.epochs and (n or not op)]
+            epochs += [(body["epoch"], decode(body["metrics"]), body["lr"]) for body in bodies]
+        self._scalars = rewrite(self._folder, epochs)
+
+    def add(self, epoch: EpochView) -> bool:
+        """Add an epoch, which is recorded already. Returns whether it is the first that this object adds."""
+        if self._scalars is None:
+            self.rewrite()
+            return True
+        if epoch.n:
+            self._scalars.add(epoch.epoch, epoch.metrics, epoch.lr)
+        return False
+
+    def graph(self, state: State, batch: Any) -> None:
+        """Write the graph of a state's module, or print why there is none."""
+        assert state.recipe is not None
+        module = to_module(state, fresh_copy(state.recipe.template))
+        if (reason := write_graph(self._folder, module, batch)) is not None:
+            print(f"TensorBoard: {reason}")
+
+    def graph_of(self, state: State, loader: Any) -> None:
+        """Write the graph of a state that has not been trained yet, with the first batch of a loader, which is not moved."""
+        if state.counters.epoch == 0:
+            with closing(feed(loader, device=state.device)) as batches, closing(batches.epoch(state.key)) as epoch:
+                self.graph(state, next(epoch))
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._scalars is not None:
+            self._scalars.close()
+            self._scalars = None

@@ -1,0 +1,110 @@
+"""Which state a block begins with: the one that the model has, or, where the block is run again, the one it began with then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from purestate.core._hash import short
+from purestate.core._recipe import Recipe
+from purestate.core._state import Origin, State
+from purestate.errors import StaleRecordError
+from purestate.run._answers import op_name
+from purestate.run._ledger import Ledger
+from purestate.run._lineage import ancestors, first_input, restore_parent
+from purestate.store._backend import Backend
+
+__all__ = ["Entrances"]
+
+
+@dataclass(frozen=True)
+class _Entrance:
+    """How a block was entered. An answer is remembered by its record, so that no tensor is kept alive."""
+
+    held: State | None
+    parent: Any
+    recipe: Recipe | None
+    device: torch.device
+
+
+class Entrances:
+    """What is known of the blocks that this process has entered.
+
+    Args:
+        backend: Where the records are.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._entered: dict[str, _Entrance] = {}
+        self._left: dict[str, Origin] = {}
+
+    def enter(self, ledger: Ledger, state: State, shown: str) -> State:
+        """Return the state that a block begins with.
+
+        Args:
+            ledger: The checkpoint's.
+            state: The model's.
+            shown: What people call it.
+
+        Raises:
+            StaleRecordError: The checkpoint began from another state, and this one does not come from the checkpoint.
+        """
+        name, trains = ledger.id, ledger.refresh().binding()
+        if self._left.get(name) is state.origin or self.is_from(name, state):
+            begin = self.first_input(ledger, state)
+        elif not trains or (state.origin.base or state.hash) in (trains[0].base, trains[0].input):
+            begin = state
+        else:
+            raise self._refused(name, trains[0].start.body, state, shown)
+        whole = begin.origin.parent is None or begin.origin.acts or begin.origin.base is not None
+        self._entered[name] = _Entrance(begin if whole else None, begin.origin.parent, begin.recipe, begin.device)
+        return begin
+
+    def leave(self, name: str, state: State) -> None:
+        """Remember what a block left."""
+        self._left[name] = state.origin
+
+    def is_from(self, name: str, state: State) -> bool:
+        """Return whether a state was trained in a checkpoint, or comes from one that was."""
+        return any(parent["checkpoint"] == name for parent in self._above(state))
+
+    def first_input(self, ledger: Ledger, state: State) -> State:
+        """Return the state that a block began with: in this process, else by its first record, else the given one.
+
+        Args:
+            ledger: The checkpoint's.
+            state: Gives the recipe where only the record is there.
+        """
+        if (entered := self._entered.get(ledger.id)) is not None:
+            return entered.held or restore_parent(self._backend, entered.parent, entered.recipe, entered.device)
+        return first_input(ledger, state.recipe, state.device) if ledger.chain.binding() else state
+
+    def _above(self, state: State) -> Any:
+        """Yield the records that a state comes from, past checkpoints that were deleted since this process entered them."""
+        above, seen = state.origin.parent, set[str]()
+        while above is not None and above["checkpoint"] not in seen:
+            last = above
+            for last in ancestors(self._backend, above):
+                seen.add(last["checkpoint"])
+                yield last
+            entered = self._entered.get(last["checkpoint"])
+            above = None if entered is None else entered.parent
+
+    def _refused(self, name: str, start: Any, state: State, shown: str) -> StaleRecordError:
+        then, now = start["parent"], state.origin.parent
+        places = [
+            f"{parent['checkpoint']} {op_name(parent['op'])}" if parent else "a state of no checkpoint" for parent in (then, now)
+        ]
+        hashes = start["base"], state.origin.base or state.hash
+        return StaleRecordError(
+            f"{shown} began from {places[0]} ({short(hashes[0])}), and the model is at {places[1]} ({short(hashes[1])}).",
+            cause="Its records answer for training that went on from there, and not from here.",
+            fix="Go there with model.load_checkpoint(id) before the block, take another id (a fork), or delete it with "
+            "model.delete_checkpoint(id) and run the block again.",
+            checkpoint=name,
+            op=0,
+            changes=(("input", hashes[0], hashes[1]),),
+        )

@@ -1,0 +1,121 @@
+"""The module that the user holds, beside a state that does not change.
+
+Nothing trains on it. It is filled with the state's tensors when somebody looks, and what the user does to it is noticed, so
+that neither of the two is taken for the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from purestate.code import describe_module
+from purestate.core._hash import leaf_hash
+from purestate.core._init import init, to_module
+from purestate.core._state import COMPONENTS, SUBTREES, State
+from purestate.errors import MutatedStateError
+
+__all__ = ["LiveModule"]
+
+
+class LiveModule:
+    """A module and what is known of it.
+
+    Args:
+        module: The user's own, which is filled in place.
+        state: What is in it.
+        model: The id of the model, for messages.
+    """
+
+    def __init__(self, module: nn.Module, state: State, model: str) -> None:
+        self._module, self._model = module, model
+        self._note(state)
+
+    def look(self, state: State) -> nn.Module:
+        """Return the module, holding a state. If it held another one it is filled, and in eval mode then."""
+        if self._holds != _tensors_of(state):
+            to_module(state, self._module).eval()
+            self._note(state)
+        if self._described is None:
+            self._described = describe_module(self._module)
+            self._hashes = {name: digest for subtree in SUBTREES for name, digest in getattr(state, subtree).hashes.items()}
+        return self._module
+
+    def must_be_untouched(self) -> None:
+        """Raise if user code changed the module since it was made, filled or adopted.
+
+        Raises:
+            MutatedStateError: A tensor or an attribute differs, and which.
+        """
+        if (what := self._changed()) is not None:
+            raise MutatedStateError(
+                f"model {self._model!r}: {what} of the live module was changed since the model last knew it.",
+                cause="Training goes on from model.state, which does not follow what is done to model.model.",
+                fix="model.adopt() makes a new state of the module as it is; model.discard() drops what was done to it.",
+                path=what,
+            )
+
+    def discard(self, state: State) -> None:
+        """Fill the module again, whatever was done to it. Plain attributes stay as they are, and do not count."""
+        to_module(state, self._module).eval()
+        self._note(state)
+
+    def adopt(self, state: State) -> State:
+        """Return a state that holds what the module holds now, and goes on otherwise as another does.
+
+        Where names, shapes and what is trainable are as they were, optimizer and schedulers stay; else they start afresh.
+
+        Raises:
+            MutatedStateError: The module was never filled with the state, so what is in it is older.
+        """
+        if self._holds != _tensors_of(state):
+            raise MutatedStateError(
+                f"model {self._model!r}: the live module holds an earlier state than the model, with changes of yours.",
+                cause="It is filled when somebody looks at model.model, and nobody has since the model went on.",
+                fix="model.discard() drops the changes; make them on model.model, and adopt that.",
+            )
+        new = init(self._module)
+        assert state.recipe is not None
+        assert new.recipe is not None
+        parts: dict[str, Any] = {name: getattr(new, name) for name in SUBTREES}
+        if any(_specs(parts[name]) != _specs(getattr(state, name)) for name in SUBTREES):
+            parts |= dict.fromkeys(COMPONENTS)
+        adopted = state.derived({"adopt": True}, recipe=state.recipe.replace(template=new.recipe.template), **parts)
+        self._note(adopted)
+        return adopted
+
+    def _note(self, state: State) -> None:
+        self._holds = _tensors_of(state)
+        self._marks = self._marks_now()
+        self._described: dict[str, Any] | None = None
+        self._hashes: dict[str, str] = {}
+
+    def _marks_now(self) -> dict[str, tuple[int, int, bool]]:
+        return {name: (id(t), t._version, t.requires_grad) for name, t in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+
+    def _changed(self) -> str | None:
+        now = self._marks_now()
+        for name in {**self._marks, **now}:
+            if self._marks.get(name) != now.get(name):
+                return repr(name)
+        if self._described is None:
+            return None
+        described = describe_module(self._module)
+        for name in {**self._described, **described}:
+            if self._described.get(name) != described.get(name):
+                return name
+        # since somebody has looked: what torch does not count, such as changes through `.data` or a numpy view
+        tensors = self._tensors()
+        return next((repr(name) for name, digest in self._hashes.items() if leaf_hash(tensors[name].detach()) != digest), None)
+
+
+def _tensors_of(state: State) -> tuple[str, ...]:
+    return tuple(state.digests[name] for name in SUBTREES)
+
+
+def _specs(tensors: Any) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

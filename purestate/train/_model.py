@@ -1,0 +1,444 @@
+"""`Model`: a module, the state of its training, and the checkpoints it went through. A shell over `run`.
+
+It holds one state and one store. Every method takes the state, calls an op or selects a snapshot, and keeps the new state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from purestate.core._hash import short
+from purestate.core._init import init
+from purestate.core._optim import replace_learning_rates, stored_learning_rates
+from purestate.core._recipe import Recipe
+from purestate.core._state import SUBTREES, State
+from purestate.errors import MissingSnapshotError, SetupError, StateError, TreeMismatchError
+from purestate.run import Checkpoint, CheckpointInfo, MemoryStore, NullStore, Store
+from purestate.run._answers import counted
+from purestate.run._ledger import Ledger
+from purestate.run._load import answer_of, backup_of, load, metrics_of
+from purestate.run._rebuild import rebuild
+from purestate.train._board import Board
+from purestate.train._checkpoint import Cache, ModelCheckpoint
+from purestate.train._entrance import Entrances
+from purestate.train._live import LiveModule
+from purestate.train._ops import Trains
+from purestate.train._params import count_line, params_table
+from purestate.train._place import Place, checkpoint_word, here, word
+from purestate.train._said import said
+from purestate.train._tensorboard import remove
+
+__all__ = ["Model", "delete_model"]
+
+Id = int | float | str
+SCHEDULERS = ("epoch_scheduler", "step_scheduler")
+
+
+class Model(Trains):
+    """A module with the state of its training, and checkpoints that answer for it.
+
+    The first model of an id records its initial state. Later ones begin with that, whatever weights their module has, so
+    that a script which seeds nothing can be run again.
+
+    Args:
+        id: Letters, digits, ``.``, ``_``, ``-``.
+        module: Moves to the accelerator, if there is one. It stays the user's to look at: see `model`.
+        description: What it is about; recorded.
+        seed: Seeds all randomness of training. The module's weights are taken as they are.
+        store: Where checkpoints are kept: ``ckpts`` in the root folder, see `set_root_folder`, if left out.
+
+    Raises:
+        InvalidIdError: The id cannot name a model.
+        TreeMismatchError: A module of another structure was recorded under this id; the first differing leaves are named.
+        StaleRecordError: One was recorded with another seed.
+        UnsupportedError: The module cannot be made pure, as one with lazy parameters.
+
+    Effects:
+        The first time, the initial state in the store. Prints one line of parameter counts.
+
+    Example:
+        >>> import torch
+        >>> from purestate import train
+        >>> loader = torch.utils.data.DataLoader([(torch.ones(2), torch.ones(1))] * 4, batch_size=2)
+        >>> model = train.Model("line", torch.nn.Linear(2, 1))
+        Trainable params: 3. Untrainable params: 0. Buffers: 0.
+        >>> with model.checkpoint(1) as cp:
+        ...     _ = cp.setup(loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
+        ...     history = cp.train(loader, epochs=2, load_best=False)  # doctest: +ELLIPSIS
+        Epoch 1/2: train_loss=...
+        Epoch 2/2: train_loss=...
+        >>> model.epoch, model.step
+        (2, 4)
+    """
+
+    def __init__(
+        self,
+        id: str,
+        module: nn.Module,
+        description: str | None = None,
+        *,
+        seed: int = 0,
+        store: Store | MemoryStore | None = None,
+    ) -> None:
+        self.id, self.description = word(id, "the id of a model"), description
+        self.place: Place = here()
+        self.place.name(id, 0)  # an id that cannot be joined is refused now
+        if not isinstance(module, nn.Module):
+            raise SetupError(
+                f"Model: expected a torch.nn.Module, got {type(module).__name__}.",
+                fix="Build it: train.Model('id', MyModule()).",
+                argument="module",
+            )
+        self.store: Store | MemoryStore = Store(self.place.store) if store is None else store
+        if torch.accelerator.is_available():
+            module = module.to(torch.accelerator.current_accelerator())
+        initial = init(module, seed=seed)
+        self._state = self._initial = self._rooted(initial)
+        self._live = LiveModule(module, initial, self.id)
+        self._entrances = Entrances(self.store._backend)
+        self._recipes: dict[str, Recipe | None] = {}
+        self._block: ModelCheckpoint | None = None
+        print(count_line(initial))
+
+    # ---------------------------------------------------------------- state and module
+
+    @property
+    def state(self) -> State:
+        """The state: an immutable value. Hold it, train on, and it is what it was; assign it, and the model is there again."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        if not isinstance(state, State):
+            raise StateError(
+                f"model {self.id!r}: expected a State, got {type(state).__name__}.",
+                fix="model.state = other.state, or model.load_state_dict(...) for tensors by name.",
+            )
+        self._live.must_be_untouched()
+        if state.recipe is None:
+            state = state.replace(recipe=self._state.recipe, origin=state.origin)
+        self._must_fit(state)
+        self._took(state)
+
+    @property
+    def model(self) -> nn.Module:
+        """The module, holding the parameters and buffers of the state. It is filled when somebody looks, in eval mode then.
+
+        What is done to it does not train: the next block notices, and says how to `adopt` it or to `discard` it.
+        """
+        return self._live.look(self._state)
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs of the state, over all checkpoints that it went through."""
+        return self._state.counters.epoch
+
+    @property
+    def step(self) -> int:
+        """Steps of the optimizer, likewise."""
+        return self._state.counters.step
+
+    def adopt(self) -> None:
+        """Make a new state of the live module as it is.
+
+        Where names, shapes and what requires a gradient are as they were, optimizer and schedulers go on; else they start
+        afresh.
+
+        Raises:
+            MutatedStateError: The module holds an earlier state than the model: nobody has looked at `model` since.
+        """
+        self._state = self._live.adopt(self._state)
+
+    def discard(self) -> None:
+        """Put the state's tensors back into the live module, whatever was done to it."""
+        self._live.discard(self._state)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return what ``module.state_dict()`` has, as copies: training on does not change it."""
+        return self._state.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        """Go on from tensors by name: a new state, with the optimizer, schedulers and counters that there are.
+
+        Args:
+            state_dict: From `state_dict`, or ``module.state_dict()``. Copied.
+
+        Raises:
+            TreeMismatchError: Names, shapes or dtypes differ; the first is named.
+        """
+        self._live.must_be_untouched()
+        for name in sorted(set(state_dict) ^ set(self._state.state_dict())):
+            who, other = ("the given one", "the model") if name in state_dict else ("the model", "the given one")
+            raise TreeMismatchError(
+                f"load_state_dict, model {self.id!r}: {who} has {name!r}, and {other} has not.",
+                cause="It is of a module of another structure.",
+                path=name,
+            )
+        self._took(
+            self._state.replace(
+                **{
+                    subtree: {
+                        name: state_dict[name].detach().clone().to(tensor.device) if name in state_dict else tensor
+                        for name, tensor in getattr(self._state, subtree).items()
+                    }
+                    for subtree in SUBTREES
+                }
+            )
+        )
+
+    def print_params(self, full: bool = True) -> None:
+        """Print how many parameters there are.
+
+        Args:
+            full: A line for each tensor, layer by layer; else only the counts.
+        """
+        print((params_table if full else count_line)(self._state))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def checkpoint(self, id: Id, description: str | None = None) -> ModelCheckpoint:
+        """Return a checkpoint. In a ``with`` block it trains; as an object it evaluates what it has trained.
+
+        Args:
+            id: A number or a word. Numbers sort as numbers, and 1.5 is between 1 and 2.
+            description: What it is about; recorded with its first record.
+
+        Raises:
+            InvalidIdError: The id cannot name a checkpoint.
+        """
+        return ModelCheckpoint(self, id, description)
+
+    def cache(self, id: Id) -> Cache:
+        """Return what asks about the final state of a checkpoint, and remembers the answers.
+
+        Args:
+            id: As for `checkpoint`.
+        """
+        return Cache(self, id)
+
+    def load_checkpoint(self, id: Id, from_backup: bool = False, load_schedulers: bool = True) -> None:
+        """Go to the state at the end of a checkpoint: parameters, optimizer, schedulers, key and counters.
+
+        Args:
+            id: As for `checkpoint`.
+            from_backup: Take the best epoch, where the checkpoint returned its last (``load_best=False``). Without such a
+                backup it says so and takes the last.
+            load_schedulers: Else the schedulers of the model stay, with the learning rates that they have come to.
+
+        Raises:
+            MissingSnapshotError: Nothing was trained under that id.
+            StateError: The process has not run the block, and its components cannot be made again from the record.
+
+        Effects:
+            Prints what it loaded. Bytes are read when somebody looks.
+        """
+        self._outside("load_checkpoint")
+        self._live.must_be_untouched()
+        log = ModelCheckpoint(self, id)._log
+        state = self._final_state(log, id)
+        train, record = answer_of(log._ledger)
+        backup = backup_of(record)
+        if from_backup and backup is None:
+            print(
+                f"Checkpoint {id!r} of {self.id} has no backup: its last state is the best one, or was loaded. Taking the latest."
+            )
+        best = from_backup and backup is not None
+        if best:
+            state = load(log._ledger, state.recipe, state.device, best=True)
+        if not load_schedulers:
+            state = _keep_schedulers(state, self._state)
+        self._took(state)
+        which = f"the best epoch of checkpoint {id!r}" if best else f"checkpoint {id!r}"
+        metrics = said(metrics_of(train, record, best=best))
+        print(f"Loaded {self.id} from {which}: epoch={self.epoch}, step={self.step}, {metrics}.")
+
+    def delete_checkpoint(self, id: Id) -> None:
+        """Remove a checkpoint: its log, and its TensorBoard files. A model that is at its end goes back to where it began.
+
+        Args:
+            id: As for `checkpoint`.
+
+        Effects:
+            Removes files; prints what. Parameters stay in the store, since other checkpoints may share them.
+        """
+        self._outside("delete_checkpoint")
+        log = ModelCheckpoint(self, id)._log
+        if not log._ledger.log.records:
+            print(f"{self.id} has no checkpoint {id!r} to delete.")
+            return
+        parent = self._state.origin.parent
+        back = self._entrances.first_input(log._ledger, self._state) if parent and parent["checkpoint"] == log.id else None
+        self.store.delete(log.id)
+        remove(self.place.runs / self.id / checkpoint_word(id))
+        print(f"Deleted checkpoint {id!r} of {self.id}." + (" The model is where it was before it." if back else ""))
+        if back is not None:
+            self._state = back
+
+    def delete(self) -> None:
+        """Remove the model and all its checkpoints. The object goes back to its initial state, and can be used again.
+
+        Effects:
+            Removes files; prints what.
+        """
+        self._outside("delete")
+        self._initial = self._state = self._initial.own().replace(origin=self._initial.origin)
+        delete_model(self.id, store=self.store, place=self.place)
+        self._recipes.clear()
+        self._entrances = Entrances(self.store._backend)
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Return what is known of the checkpoints, by id, without reading a tensor."""
+        return [info for info in self.store.checkpoints() if self.place.own(self.id, info.id) is not None]
+
+    def write_tensorboard(self, example: Any = None) -> Path:
+        """Write TensorBoard's files of all checkpoints again, from the log, and return the folder.
+
+        Args:
+            example: A batch as a loader gives it. With one the graph is written, too.
+
+        Raises:
+            MissingExtraError: TensorBoard is not installed.
+
+        Effects:
+            Replaces TensorBoard's files under ``runs/``; prints why there is no graph, if the module cannot be traced.
+        """
+        folder = self.place.runs / self.id
+        for info in self.checkpoints():
+            board = Board(folder / info.id.removeprefix(f"{self.id}{self.place.separator}"), Ledger(self.store._backend, info.id))
+            board.rewrite()
+            board.close()
+            if example is not None:
+                board.graph(self._state, example)
+        return folder
+
+    # ---------------------------------------------------------------- shown
+
+    def __repr__(self) -> str:
+        rows = [f"Model({self.id!r}{f', {self.description!r}' if self.description else ''})", f"  {count_line(self._state)}"]
+        rows.append(f"  at epoch {self.epoch}, step {self.step}, {short(self._state.hash)}")
+        for info in self.checkpoints():
+            rows.append("  " + "  ".join(str(cell) for cell in self._row(info) if cell))
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        from purestate.view import html_table
+
+        rows = [self._row(info) for info in self.checkpoints()]
+        table = html_table(rows, ["checkpoint", "description", "epochs", "last epoch", "state"])
+        return f"<p><b>{self.id}</b>, epoch {self.epoch}, step {self.step}, {short(self._state.hash)}</p>{table}"
+
+    def _row(self, info: CheckpointInfo) -> list[str]:
+        metrics = {name: value for name, value in info.metrics.items() if name.startswith("val_")} or info.metrics
+        own = info.id.removeprefix(f"{self.id}{self.place.separator}")
+        return [
+            own,
+            info.description or "",
+            counted(info.epochs, "epoch"),
+            said(metrics),
+            short(info.state) if info.state else "",
+        ]
+
+    # ---------------------------------------------------------------- for the ops, and for checkpoints
+
+    def _asked(self) -> tuple[Checkpoint, State]:
+        return NullStore().checkpoint(self.id, echo=None, notify=print), self._state
+
+    def _trains(self) -> tuple[Checkpoint, State]:
+        self._outside("model.train and model.setup")
+        self._live.must_be_untouched()
+        return self._asked()
+
+    def _took(self, state: State) -> None:
+        self._state = state
+
+    def _enter(self, block: ModelCheckpoint, log: Checkpoint) -> None:
+        """Begin a block: at the model's state, or where the block began when it was run before."""
+        self._outside(f"checkpoint {block.id!r}")
+        self._live.must_be_untouched()
+        if self._state.origin.parent is not None and self._state.origin.parent["op"] is None:
+            self._rooted(self._initial)  # the model may have been deleted since
+        self._state = self._entrances.enter(log._ledger, self._state, f"checkpoint {block.id!r} of model {self.id!r}")
+        self._block = block
+
+    def _leave(self, log: Checkpoint) -> None:
+        self._block = None
+        self._entrances.leave(log.id, self._state)
+        self._recipes[log.id] = self._state.recipe
+
+    def _outside(self, what: str) -> None:
+        if self._block is not None:
+            raise SetupError(
+                f"model {self.id!r}: {what} was called inside the block of checkpoint {self._block.id!r}.",
+                cause="A block trains one checkpoint from the state that it began with.",
+                fix="End the block first. Inside of it there are cp.setup, cp.train, cp.evaluate and cp.find_lr.",
+            )
+
+    def _final_state(self, log: Checkpoint, id: Id) -> State:
+        """The state that a checkpoint ended with, as the model would have it after `load_checkpoint`."""
+        if not any(log._ledger.refresh().finished()):
+            raise MissingSnapshotError(
+                f"checkpoint {id!r} of model {self.id!r} has not been trained.",
+                fix=f"Train it first: with model.checkpoint({id!r}) as cp: cp.train(...)",
+            )
+        return load(log._ledger, self._recipe(log), self._state.device)
+
+    def _recipe(self, log: Checkpoint) -> Recipe | None:
+        """What the block of a checkpoint set up: known if this process ran it, else made again from its record."""
+        if log.id not in self._recipes:
+            train, _ = answer_of(log._ledger)
+            assert self._state.recipe is not None
+            self._recipes[log.id] = rebuild(self._state.recipe, train.question["parts"], f"checkpoint {log.id!r}")
+        return self._recipes[log.id]
+
+    def _rooted(self, initial: State) -> State:
+        return self.store.checkpoint(self.id, description=self.description, echo=None, notify=print).root(initial)
+
+    def _must_fit(self, state: State) -> None:
+        assert state.recipe is not None
+        assert self._state.recipe is not None
+        names = [list(dict(recipe.template.named_parameters())) for recipe in (self._state.recipe, state.recipe)]
+        for name in sorted(set(names[0]) ^ set(names[1])):
+            raise TreeMismatchError(
+                f"model {self.id!r}: {name!r} is a parameter of {'the model' if name in names[0] else 'the state'} only.",
+                cause="The state is of a module of another structure.",
+                path=name,
+            )
+
+
+def _keep_schedulers(state: State, model: State) -> State:
+    """Return a state with the schedulers of another, and with its learning rates where there are as many groups."""
+    assert state.recipe is not None
+    recipe, parts = model.recipe, {name: getattr(model, name) for name in SCHEDULERS}
+    changed = state.recipe.replace(**{name: getattr(recipe, name) for name in SCHEDULERS})
+    optimizer = state.optimizer
+    if optimizer is not None and model.optimizer is not None:
+        rates = stored_learning_rates(model.optimizer)
+        if len(rates) == len(stored_learning_rates(optimizer)):
+            optimizer = replace_learning_rates(optimizer, rates)
+    return state.derived({"keep_schedulers": True}, recipe=changed, optimizer=optimizer, **parts)
+
+
+def delete_model(id: str, *, store: Store | MemoryStore | None = None, place: Place | None = None) -> None:
+    """Remove a model and all its checkpoints, without building it: where its module has another structure now, for example.
+
+    Args:
+        id: Of the model.
+        store: Where it is kept; as for `Model`, if left out.
+        place: Where its TensorBoard files are; as for `Model`, if left out.
+
+    Effects:
+        Removes files; prints what. Parameters stay in the store, since other models may share them.
+    """
+    place = place or here()
+    store = store or Store(place.store)
+    found = [info.id for info in store.checkpoints() if info.id == id or place.own(id, info.id) is not None]
+    for name in found:
+        store.delete(name)
+        if (own := place.own(id, name)) is not None:
+            remove(place.runs / id / own)
+    print(f"Deleted model {id!r} and {counted(len([name for name in found if name != id]), 'checkpoint')}.")

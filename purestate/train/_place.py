@@ -1,0 +1,136 @@
+"""Where models are kept, and what they are called there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from purestate.errors import InvalidIdError
+
+__all__ = ["Place", "checkpoint_word", "here", "set_model_checkpoint_sep", "set_namespace", "set_root_folder", "word"]
+
+_WORD = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model lives. Taken when the model is made: what is set later concerns later models.
+
+    Args:
+        root: The folder that holds ``ckpts/`` and ``runs/``.
+        namespace: A folder in each of the two, or None.
+        separator: What stands between the id of a model and the id of a checkpoint.
+    """
+
+    root: Path = Path()
+    namespace: str | None = None
+    separator: str = "--"
+
+    @property
+    def store(self) -> Path:
+        """The folder of the store."""
+        return self.root / "ckpts" / (self.namespace or "")
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the TensorBoard files."""
+        return self.root / "runs" / (self.namespace or "")
+
+    def name(self, model: str, id: int | float | str) -> str:
+        """Return what the store calls a checkpoint of a model.
+
+        Args:
+            model: The id of the model.
+            id: The id of the checkpoint. Integers have four digits at least, and a float sorts between its neighbours.
+
+        Raises:
+            InvalidIdError: The id is negative or has letters that cannot be in a name; or the separator is in one of the
+                two, so that the name could not be taken apart again.
+        """
+        own = checkpoint_word(id)
+        name = f"{model}{self.separator}{own}"
+        if name.split(self.separator) != [model, own]:
+            raise InvalidIdError(
+                f"model {model!r}, checkpoint {id!r}: {self.separator!r} stands between the two in names, and is in one of them.",
+                fix="Take other ids, or another separator: train.set_model_checkpoint_sep('.').",
+            )
+        return name
+
+    def own(self, model: str, name: str) -> str | None:
+        """Return the part of a name that says which checkpoint of a model it is; None if it is none of that model."""
+        parts = name.split(self.separator)
+        return parts[1] if len(parts) == 2 and parts[0] == model else None
+
+
+_place = Place()
+
+
+def here() -> Place:
+    """Return where models are made now."""
+    return _place
+
+
+def set_root_folder(path: str | Path) -> None:
+    """Say which folder holds ``ckpts/`` and ``runs/`` of the models that are made from now on; the current one otherwise.
+
+    Args:
+        path: Created when something is written.
+    """
+    _set(root=Path(path))
+
+
+def set_namespace(name: str | None) -> None:
+    """Keep the models that are made from now on in a folder of their own: ``ckpts/<name>`` and ``runs/<name>``.
+
+    Args:
+        name: Letters, digits, ``.``, ``_``, ``-``; None for no namespace, as at the start.
+
+    Raises:
+        InvalidIdError: The name has other letters.
+    """
+    _set(namespace=None if name is None else word(name, "a namespace"))
+
+
+def set_model_checkpoint_sep(separator: str) -> None:
+    """Say what stands between model and checkpoint in the names of the store, for models that are made from now on.
+
+    Args:
+        separator: Of the same letters as an id: ``'--'`` at the start.
+
+    Raises:
+        InvalidIdError: It has other letters, or none.
+    """
+    _set(separator=word(separator, "a separator"))
+
+
+def _set(**changes: Any) -> None:
+    global _place
+    _place = replace(_place, **changes)
+
+
+def checkpoint_word(id: int | float | str) -> str:
+    """Return an id as a word: ``1`` is ``'0001'``, ``1.5`` is ``'0001.5'``."""
+    if isinstance(id, bool) or not isinstance(id, int | float | str):
+        raise InvalidIdError(f"expected a number or a text as the id of a checkpoint, got {id!r}.")
+    if isinstance(id, str):
+        return word(id, "the id of a checkpoint")
+    if not 0 <= id < 1e15:
+        raise InvalidIdError(f"expected the id of a checkpoint to be a number from 0 on, got {id!r}.")
+    whole, _, fraction = f"{id:.10f}".rstrip("0").partition(".") if isinstance(id, float) else (str(id), "", "")
+    return f"{int(whole):04d}{f'.{fraction}' if fraction else ''}"
+
+
+def word(text: str, what: str) -> str:
+    """Return a text that can be part of a name.
+
+    Raises:
+        InvalidIdError: It cannot.
+    """
+    if not isinstance(text, str) or not _WORD.fullmatch(text):
+        raise InvalidIdError(
+            f"expected {what} of letters, digits, '.', '_' and '-', got {text!r}.",
+            fix=f"{re.sub(r'[^A-Za-z0-9._-]+', '-', str(text)).strip('-') or 'model'!r}, for example.",
+        )
+    return text
