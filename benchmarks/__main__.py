@@ -9,8 +9,9 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks._measure import Row, as_json, table
 
-GROUPS = ("training", "step", "rerun", "hashing", "storage", "fork")
+GROUPS = ("training", "step", "memory", "rerun", "hashing", "storage", "fork")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("  ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     rows: list[Row] = []
     for group in args.only or GROUPS:
-        print(f"{group} ...", file=sys.stderr, flush=True)
+        began = time.perf_counter()
         rows += importlib.import_module(f"benchmarks.{group}").rows(args.quick)
+        print(f"{group}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))
     about["load at the end"] = _load()
     if args.json is not None:
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def environment() -> dict[str, Any]:
     """Return what the figures depend on."""
-    packages = ("torch", "orbax-checkpoint", "tensorstore", "blake3", "numpy")
+    packages = ("torch", "orbax-checkpoint", "tensorstore", "blake3", "numpy", "jax", "optax", "lightning")
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -55,8 +57,15 @@ def environment() -> dict[str, Any]:
         "torch threads": torch.get_num_threads(),
         "load": _load(),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _load() -> str:

@@ -16,7 +16,7 @@ PEER = "torch.load, load_state_dict"
 
 def rows(quick: bool) -> list[Row]:
     """Return the rows of this group."""
-    rounds = 3 if quick else 9
+    rounds = 1 if quick else 9
     with tempfile.TemporaryDirectory() as folder:
         store, files = Path(folder) / "store", Path(folder) / "files"
         files.mkdir()

@@ -36,7 +36,7 @@ def rows(quick: bool) -> list[Row]:
             found = _commits(backend, path, 5 if quick else 20)
             with _Orbax() as orbax:
                 for name, shape in TREES.items():
-                    found += _trees(backend, path / f"files-{shape[0]}", orbax, name, shape, 3 if quick else 10)
+                    found += _trees(backend, path / f"files-{shape[0]}", orbax, name, shape, 2 if quick else 10)
         finally:
             backend.close()
     return found
@@ -125,7 +125,7 @@ def _trees(backend: DiskBackend, path: Path, orbax: _Orbax, name: str, shape: tu
         "torch.load": ("torch", last["torch"]),
     }
     restores: dict[str, Callable[[], float]] = {who: _restore(source) for who, source in sources.items()}
-    return found + compare(GROUP, f"restore {name}, fresh process, after import torch", restores, max(3, rounds // 2))
+    return found + compare(GROUP, f"restore {name}, fresh process, after import torch", restores, max(1, rounds // 2))
 
 
 def _restore(source: tuple[str, ...]) -> Callable[[], float]:

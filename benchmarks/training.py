@@ -20,7 +20,7 @@ NULL, HAND, TUNED = "purestate, NullStore", "by hand, DataLoader", "by hand, ind
 
 def rows(quick: bool) -> list[Row]:
     """Return the rows of this group."""
-    epochs, rounds = (10, 2) if quick else (100, 7)
+    epochs, rounds = (5, 2) if quick else (100, 7)
     train_dl, val_dl = digits()
     train, val = train_dl.dataset.tensors, val_dl.dataset.tensors  # type: ignore[attr-defined]
     trained: dict[str, Trained] = {}
