@@ -18,10 +18,11 @@ from typing import Any, cast
 import numpy as np
 import optree
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from purestate.core._hidden import Attributes
-from purestate.core._replay import Layout, Replay, written_out
+from purestate.core._kept import Kept, Kinds, Known
+from purestate.core._replay import Layout, Program, Replay, written_out
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
 from purestate.core._step import Step, StepOutput, same_bits
 from purestate.core._watch import CannotCaptureError, NoEscape, OtherBitsError, StaticShapes, why
@@ -37,12 +38,17 @@ Trees = tuple[Tensors, Tensors, Tensors]
 _Expected = tuple[StepOutput, Trees, GlobalStates]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
-    """What is known of one kind of batch."""
+    """One kind of batch in one op."""
 
+    known: Known
+    """What all ops know of it."""
     calls: int = 0
+    program: Program | None = None
+    """The captured step."""
     replay: Replay | None = None
+    """The captured step on the tensors of this op."""
     compared: int = -1
     """The generation of `Runner.start_epoch` in which it was last compared; -1 before the first call after capture."""
 
@@ -58,6 +64,8 @@ class Runner:
         step: From `make_gradient_step` or `make_evaluate_step`. The runner is its only user.
         capture_after: How many calls with a kind of batch run uncaptured before it is captured, at least 1. Capturing
             costs as much as some hundred small steps, which an evaluation of few batches does not win back.
+        kept: What other runners of the same step captured. It is compared at its first call, and where it gives other bits
+            now (a global variable that the loss reads has changed) the step is captured anew.
 
     Example:
         >>> from torch import nn
@@ -72,11 +80,13 @@ class Runner:
         (1, None)
     """
 
-    def __init__(self, step: Step, *, capture_after: int = 1) -> None:
+    def __init__(self, step: Step, *, capture_after: int = 1, kept: Kept | None = None) -> None:
         self.step = step
         self.notice: str | None = None
         """Why the step runs uncaptured, once that is known. Set at most once."""
         self._capture_after = max(capture_after, 1)
+        self._kept = kept if kept is not None else Kept()
+        self._kinds = Kinds()
         self._entries: dict[Any, _Entry] = {}
         self._epoch = 0
         self._generation = 0
@@ -124,7 +134,7 @@ class Runner:
             for manual_seed in self._seeders:
                 manual_seed(seed)
             try:
-                return entry.replay(buffers, *self._flat, *leaves)
+                return entry.replay(buffers, *leaves)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -147,82 +157,119 @@ class Runner:
             raise StateError(
                 "a step takes tensors that require no gradient: it takes the gradient itself.", fix="Give it tensor.detach()."
             )
-        spec = [list(tree) for tree in trees], [_tensor_key(t) for t in self._flat]
+        spec = (*map(tuple, trees), *map(_tensor_key, self._flat))
         if spec != self._spec:
             self._spec = spec
             self._entries = {}
+            self._kinds = self._kept.kinds(spec)
+            if self._kinds.why_not is not None:
+                self._give_up(self._kinds.why_not)
             if any(t.device.type == "cuda" for t in self._flat):
                 self._seeders = [g.manual_seed for g in (torch.default_generator, *torch.cuda.default_generators)]
+        for entry in self._entries.values():
+            if entry.replay is not None:
+                self._bind(entry, entry.program)
+
+    def _bind(self, entry: _Entry, program: Program | None) -> None:
+        entry.program = program
+        entry.replay = None if program is None else program(*self._flat)
 
     def _first_calls(self, key: Any, trees: Trees, batch: Any, seed: int) -> StepOutput:
-        if key is None:
+        if self._off:
+            pass
+        elif key is None:
             self._give_up("a batch holds something else than dense tensors without gradient, numbers and texts")
         elif key not in self._entries and len(self._entries) == _MOST_SIGNATURES:
             self._note(
                 f"batches come in more than {_MOST_SIGNATURES} kinds (shapes, dtypes, plain values); the others run uncaptured"
             )
         else:
-            entry = self._entries.setdefault(key, _Entry())
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._entries[key] = _Entry(self._kinds.of(key))
+                self._bind(entry, entry.known.program)
             entry.calls += 1
+            entry.known.calls += 1
             if entry.replay is not None:
                 return self._compare(entry, trees, batch, seed)
-            if entry.calls > self._capture_after:
+            if entry.calls > 1 and entry.known.calls > self._capture_after:
                 return self._capture(entry, trees, batch, seed)
         seed_all(seed)
         return self.step(*trees, batch)
 
     def _capture(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
         before = self._copies(trees, batch)
-        attributes = Attributes(self.step.module, self.step.objective)
+        attributes = self._attributes()
         seed_all(seed)
         python = global_states()
         output = self.step(*trees, batch)
         after = global_states()
-        now = Attributes(self.step.module, self.step.objective)
+        now = self._attributes()
         try:
             self._refuse_hidden(attributes, python, after)
             try:
-                entry.replay = self._believed(before, seed, (output, trees, after), NoEscape())
+                program, lasts = self._believed(before, seed, (output, trees, after), NoEscape())
             except OtherBitsError:
                 # where Python calls are watched, torch's own layers take other kernels: nothing escaped, so watch no more
-                entry.replay = self._believed(before, seed, (output, trees, after), nullcontext())
+                program, lasts = self._believed(before, seed, (output, trees, after), nullcontext())
+            self._bind(entry, program)
+            entry.known.keep(program if lasts else None, now.values)
         except Exception as error:
             # whatever tracing raises is a reason not to capture: the uncaptured step has just run without it
-            self._give_up(why(error))
+            self._kinds.why_not = why(error)
+            self._give_up(self._kinds.why_not)
         finally:
             now.put_back()
             put_back(after)
         return output
 
-    def _believed(self, before: tuple[Trees, Any], seed: int, expected: _Expected, watch: AbstractContextManager[Any]) -> Replay:
-        replay = self._trace(self._copies(*before), seed, watch)
-        self._must_equal(replay, before, seed, expected)
+    def _believed(
+        self, before: tuple[Trees, Any], seed: int, expected: _Expected, watch: AbstractContextManager[Any]
+    ) -> tuple[Program, bool]:
+        graph, layout = self._trace(self._copies(*before), seed, watch)
+        # tensors that are no argument belong to this op's copy of the module or of the loss
+        lasts = all(node.op != "get_attr" for node in graph.graph.nodes)
+        program = written_out(graph, layout)
+        self._must_equal(program, before, seed, expected)
         other = seed ^ _OTHER_SEED
         trees, batch = self._copies(*before)
         seed_all(other)
         with warnings.catch_warnings(action="ignore"):
             output = self.step(*trees, batch)
-        self._must_equal(replay, before, other, (output, trees, global_states()))
-        return replay
+        self._must_equal(program, before, other, (output, trees, global_states()))
+        return program, lasts
 
     def _compare(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
         before = self._copies(trees, batch)
         seed_all(seed)
+        python = global_states()
         output = self.step(*trees, batch)
         after = global_states()
-        assert entry.replay is not None
+        assert entry.program is not None
         try:
-            self._must_equal(entry.replay, before, seed, (output, trees, after))
-        except OtherBitsError as reason:
+            if entry.calls == 1:  # another op captured it
+                self._refuse_other(entry.known, python, after)
+            self._must_equal(entry.program, before, seed, (output, trees, after))
+        except CannotCaptureError as reason:
             if entry.compared >= 0:
                 raise self._mismatch(str(reason)) from None
+            if entry.calls == 1:
+                entry.known.keep(None)
+                self._bind(entry, None)
+                return output
             self._give_up(str(reason))
         finally:
             put_back(after)
         entry.compared = self._generation
         return output
 
-    def _trace(self, inputs: tuple[Trees, Any], seed: int, watch: AbstractContextManager[Any]) -> Replay:
+    def _refuse_other(self, known: Known, before: GlobalStates, after: GlobalStates) -> None:
+        attributes = self._attributes()
+        if attributes.values != known.attributes:
+            raise CannotCaptureError("an attribute of the module or of the loss has changed since")
+        self._refuse_hidden(attributes, before, after)
+
+    def _trace(self, inputs: tuple[Trees, Any], seed: int, watch: AbstractContextManager[Any]) -> tuple[fx.GraphModule, Layout]:
         from torch._guards import TracingContext, tracing
         from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.fx.experimental.proxy_tensor import make_fx
@@ -232,7 +279,8 @@ class Runner:
         # one object for each place: a batch (x, x) must not be taken for a batch whose two tensors are always one
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        flat = [*(t for tree in trees for t in tree.values()), *(leaves[i] for i in places)]
+        bound = [t for tree in trees for t in tree.values()]
+        flat = [*bound, *(leaves[i] for i in places)]
         layout: list[Layout] = []
 
         def run(*tensors: Tensor) -> list[Any]:
@@ -244,10 +292,11 @@ class Runner:
             with watch, StaticShapes():
                 output = self.step(params, frozen, buffers, optree.tree_unflatten(structure, filled))
             assigned = {name: b for name, b in output.buffers.items() if b is not buffers[name]}
-            layout.append(Layout(list(output.gradients), list(assigned), len(output.sums), output.size, self.step.training))
+            names = list(output.gradients), list(assigned)
+            layout.append(Layout(len(bound), *names, len(output.sums), output.size, self.step.training))
             return [output.loss, *output.gradients.values(), *assigned.values(), *(a for pair in output.sums for a in pair)]
 
-        attributes = Attributes(self.step.module, self.step.objective)
+        attributes = self._attributes()
         seed_all(seed)
         python = global_states()
         # one fake mode for all shapes that are noted of the graph: make_fx would make one for each value
@@ -256,7 +305,12 @@ class Runner:
             graph_module = make_fx(run)(*flat)
         constants = [getattr(graph_module, str(n.target)) for n in graph_module.graph.nodes if n.op == "get_attr"]
         self._refuse_hidden(attributes, python, global_states(), constants)
-        return written_out(graph_module, layout[0])
+        return graph_module, layout[0]
+
+    def _attributes(self) -> Attributes:
+        objective = self.step.objective
+        loss = None if objective is None else objective.module
+        return Attributes(self.step.module, objective, *([] if loss is None else [loss]))
 
     def _refuse_hidden(
         self, attributes: Attributes, before: GlobalStates, after: GlobalStates, constants: Sequence[Any] = ()
@@ -280,12 +334,12 @@ class Runner:
         )
         return copied, optree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, batch, none_is_leaf=True)
 
-    def _must_equal(self, replay: Replay, inputs: tuple[Trees, Any], seed: int, expected: _Expected) -> None:
+    def _must_equal(self, program: Program, inputs: tuple[Trees, Any], seed: int, expected: _Expected) -> None:
         trees, batch = self._copies(*inputs)
         for manual_seed in self._seeders:
             manual_seed(seed)
         try:
-            actual = replay(trees[2], *(t for tree in trees for t in tree.values()), *_signature(batch)[1])
+            actual = program(*(t for tree in trees for t in tree.values()))(trees[2], *_signature(batch)[1])
         except RuntimeError as error:
             raise OtherBitsError(f"a replay gave other bits in a shape ({error})") from error
         if leaf := _first_difference(expected[0], actual, expected[1], trees):

@@ -46,6 +46,11 @@ class Attributes:
         self._values, self._tensors = self._look()
         self._bound = [(vars(m), dict(vars(m))) for owner in owners for m in _modules(owner)]
 
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """All of them but the tensors, by path, in a form that can be compared."""
+        return self._values
+
     def moved(self, used: Sequence[Any] = ()) -> str | None:
         """Return the name of the first attribute that moved since, or None.
 

@@ -17,8 +17,10 @@ import torch
 
 from purestate.core._batch import Feed
 from purestate.core._capture import Runner
+from purestate.core._kept import kept_for
 from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums
+from purestate.core._recipe import Recipe
 from purestate.core._seeds import seed_all
 from purestate.core._state import State, require
 from purestate.core._step import make_evaluate_step, make_gradient_step, make_predict_step
@@ -131,9 +133,7 @@ class _Loop:
         self._feed, self._val_feed, self._notices = feed, val_feed, notices
         self._told: set[str] = set()
         self.work = Working(state)
-        objective, template = state.recipe.objective(), state.recipe.template
-        self._train = Runner(make_gradient_step(template, objective, metrics))
-        self._evaluate = Runner(make_evaluate_step(template, objective, metrics), capture_after=_CAPTURE_EVALUATION)
+        self._train, self._evaluate = _gradient_runner(state.recipe, metrics), _evaluate_runner(state.recipe, metrics)
         if val_feed is None:
             self.work.refuse_metric_schedulers()
 
@@ -235,11 +235,21 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = ()) -> dic
     """
     recipe = require(state, "loss", "evaluate")
     state.check()
-    runner = Runner(make_evaluate_step(recipe.template, recipe.objective(), metrics), capture_after=_CAPTURE_EVALUATION)
     with isolated(state):
+        runner = _evaluate_runner(recipe, metrics)
         return _sweep(
             runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics
         )
+
+
+def _gradient_runner(recipe: Recipe, metrics: Sequence[Metric]) -> Runner:
+    step = make_gradient_step(recipe.template, recipe.objective(), metrics)
+    return Runner(step, kept=kept_for(recipe, metrics, training=True))
+
+
+def _evaluate_runner(recipe: Recipe, metrics: Sequence[Metric]) -> Runner:
+    step = make_evaluate_step(recipe.template, recipe.objective(), metrics)
+    return Runner(step, capture_after=_CAPTURE_EVALUATION, kept=kept_for(recipe, metrics, training=False))
 
 
 def _sweep(
@@ -310,11 +320,11 @@ def find_lr(
         )
     state.check()
     bare = recipe.replace(epoch_scheduler=None, step_scheduler=None)
-    runner = Runner(make_gradient_step(recipe.template, recipe.objective(), ()))
     key, steps = state.key.derive(Tag.FIND_LR), epochs * feed.batches
     rates = [min_rate * (max_rate / min_rate) ** (i / max(steps - 1, 1)) for i in range(steps)]
     losses: list[torch.Tensor] = []
     with isolated(state):
+        runner = _gradient_runner(recipe, ())
         work = Working(state.replace(recipe=bare, epoch_scheduler=None, step_scheduler=None, origin=state.origin))
         seeds = key.fold_in(Tag.STEP).seeds(0, steps).tolist()
         for n in range(epochs):

@@ -1,31 +1,49 @@
-"""A traced step written out as one Python function: no graph module, no lookups, no autograd.
+"""A traced step written out as Python: no graph module, no lookups, no autograd.
 
-The function has a line for each operator. It takes the buffers' mapping and then every tensor in the order of the trace,
-and returns a `StepOutput`. What is no longer needed is dropped at the line that used it last, as in the traced program.
+There are two functions. ``bind`` takes parameters, frozen parameters and buffers and makes the views of them that the step
+uses; it returns ``replay``, which takes the buffers' mapping and the tensors of a batch and has a line for each operator.
+What is no longer needed is dropped at the line that used it last, as in the traced program.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from purestate.core._step import StepOutput
 
-__all__ = ["Layout", "Replay", "written_out"]
+__all__ = ["Layout", "Program", "Replay", "written_out"]
 
 Replay = Callable[..., StepOutput]
+Program = Callable[..., Replay]
+"""``bind(*params, *frozen, *buffers) -> replay``, and ``replay(buffers, *batch) -> StepOutput``."""
+
+_aten = torch.ops.aten
+_C: Any = torch._C  # most of it has no types
+_FILLED: dict[Any, int | None] = {
+    _aten.ones_like.default: 1,
+    _aten.zeros_like.default: 0,
+    _aten.full_like.default: None,
+    _aten.full.default: None,
+}
+"""Operators that give the same in every call, if nobody writes into it: a tensor of this number, or of their second argument."""
+_LARGEST_CONSTANT = 64
+"""Elements of a tensor that is made once instead of in every call."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the flat list that the traced function returns means.
+    """What goes into the traced function, and what the flat list that it returns means.
 
     Args:
+        bound: How many of its arguments are parameters and buffers; those of the batch follow.
         gradients: Names of the parameters; the list has the loss first, then a gradient or None for each.
         assigned: Names of the buffers that forward assigned, which come next.
         metrics: How many pairs ``sum, count`` come last.
@@ -34,6 +52,7 @@ class Layout:
             and leave out in a forward pass what they believe no backward pass will need.
     """
 
+    bound: int
     gradients: list[str]
     assigned: list[str]
     metrics: int
@@ -41,62 +60,207 @@ class Layout:
     training: bool
 
 
-def written_out(graph_module: fx.GraphModule, layout: Layout) -> Replay:
+def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
     """Compile a traced step.
 
     Args:
         graph_module: From `make_fx`; its graph is simplified.
-        layout: What the graph's output means.
-
-    Returns:
-        ``replay(buffers, *tensors) -> StepOutput``.
+        layout: What the graph's arguments and its output mean.
     """
     graph = graph_module.graph
     _drop_aliases(graph)
-    scope: dict[str, Any] = {"StepOutput": StepOutput, "grad_mode": torch.enable_grad if layout.training else torch.no_grad}
-    inputs: list[str] = []
-    lines: list[str] = []
+    _drop_double_transposes(graph)
+    scope: dict[str, Any] = {
+        "StepOutput": StepOutput,
+        "grad_mode": torch.enable_grad if layout.training else torch.no_grad,
+        # the trace is of what autograd called: views need not be tracked for it again, nor versions be counted
+        "below_autograd": _C._AutoDispatchBelowAutograd,
+    }
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in inputs:
+        node.name = f"input_{node.name}"
+    early = _views_of(graph, inputs[: layout.bound])
     last_use: dict[fx.Node, fx.Node] = {n: user for user in graph.nodes for n in user.all_input_nodes}
+    first: list[str] = []
+    lines: list[str] = []
     for node in graph.nodes:
-        if node.op == "placeholder":
-            inputs.append(node.name)
-        elif node.op == "get_attr":
+        if node.op == "get_attr":
             scope[node.name] = _constant(getattr(graph_module, str(node.target)))
         elif node.op == "output":
             lines.append(f"return {_answer(list(node.args[0]), layout, scope)}")
+        elif node.op == "placeholder":
+            continue
+        elif (value := _filled(node)) is not None:
+            scope[node.name] = value
+        elif node in early:
+            first.append(f"{node.name} = {_call(node, scope)}")
         else:
             lines.append(f"{node.name} = {_call(node, scope)}")
-            done = [n.name for n in dict.fromkeys(node.all_input_nodes) if last_use[n] is node and n.op == "call_function"]
+            done = [n.name for n in dict.fromkeys(node.all_input_nodes) if last_use[n] is node and _is_local(n, early, scope)]
             if node not in last_use:
                 done.append(node.name)
             if done:
                 lines.append(f"del {', '.join(done)}")
-    body = "\n        ".join(lines)
-    source = f"def replay(buffers, {', '.join(inputs)}):\n    with grad_mode():\n        {body}\n"
+    names = [node.name for node in inputs]
+    source = "\n".join(
+        [
+            f"def bind({', '.join(names[: layout.bound])}):",
+            "    with grad_mode(), below_autograd():",
+            *(f"        {line}" for line in [*first, "pass"]),
+            f"    def replay({', '.join(['buffers', *names[layout.bound :]])}):",
+            "        with grad_mode(), below_autograd():",
+            *(f"            {line}" for line in lines),
+            "    return replay",
+        ]
+    )
     exec(compile(source, "<captured step>", "exec"), scope)
-    return scope["replay"]
+    return scope["bind"]
 
 
 def _drop_aliases(graph: fx.Graph) -> None:
     """Take out ``detach``, which outside of autograd is the tensor itself; what is returned keeps its own."""
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten.detach.default:
+        if node.target is _aten.detach.default:
             source = node.args[0]
             if source.op == "call_function" or all(user.op != "output" for user in node.users):
                 node.replace_all_uses_with(source)
                 graph.erase_node(node)
 
 
+def _drop_double_transposes(graph: fx.Graph) -> None:
+    """Take out pairs of ``t``: backward transposes what forward had transposed."""
+    for node in list(graph.nodes):
+        source = node.args[0] if node.target is _aten.t.default else None
+        if isinstance(source, fx.Node) and source.target is _aten.t.default:
+            origin = source.args[0]
+            if isinstance(origin, fx.Node) and origin.op == "call_function" and _dimensions(origin) == 2:
+                node.replace_all_uses_with(origin)
+                graph.erase_node(node)
+                if not source.users:
+                    graph.erase_node(source)
+
+
+def _dimensions(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, Tensor) else None
+
+
+def _views_of(graph: fx.Graph, inputs: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that are nothing but views of these inputs: they see what is written into them, and are made once."""
+    bound, found = set(inputs), set[fx.Node]()
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and _is_view(node.target) and node.all_input_nodes:
+            if all(n in bound for n in node.all_input_nodes) and all(user.op != "output" for user in node.users):
+                bound.add(node)
+                found.add(node)
+    return found
+
+
+def _is_view(target: torch._ops.OpOverload) -> bool:
+    returned = target._schema.returns
+    return len(returned) == 1 and returned[0].alias_info is not None and not _writes(target)
+
+
+def _writes(target: torch._ops.OpOverload) -> bool:
+    return any(argument.alias_info is not None and argument.alias_info.is_write for argument in target._schema.arguments)
+
+
+def _filled(node: fx.Node) -> Tensor | None:
+    """What a node makes, if that is a small tensor of one number which nobody writes into, views or returns."""
+    value = node.meta.get("val")
+    if node.target not in _FILLED or not isinstance(value, Tensor) or value.numel() > _LARGEST_CONSTANT:
+        return None
+    for user in node.users:
+        target = user.target
+        if not isinstance(target, torch._ops.OpOverload) or _writes(target) or _is_view(target):
+            return None
+    number: Any = _FILLED[node.target] if _FILLED[node.target] is not None else node.args[1]
+    if isinstance(number, fx.Node):
+        return None
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device).fill_(number)
+
+
+def _is_local(node: fx.Node, early: set[fx.Node], scope: dict[str, Any]) -> bool:
+    return node.op == "call_function" and node not in early and node.name not in scope
+
+
 def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _call(node: fx.Node, scope: dict[str, Any]) -> str:
     args = [_written(a, scope) for a in node.args]
     if node.target is operator.getitem:
         return f"{args[0]}[{args[1]}]"
-    args += [f"{key}={_written(value, scope)}" for key, value in node.kwargs.items()]
-    return f"{_named(node.target, scope)}({', '.join(args)})"
+    keywords = [f"{key}={_written(value, scope)}" for key, value in node.kwargs.items()]
+    for function, name in _bindings(node):
+        if _calls(function, node):
+            if name is not None:
+                return f"{args[0]}.{name}({', '.join([*args[1:], *keywords])})"
+            return f"{_named(function, scope)}({', '.join([*args, *keywords])})"
+    return f"{_named(node.target, scope)}({', '.join([*args, *keywords])})"
+
+
+def _bindings(node: fx.Node) -> list[tuple[Any, str | None]]:
+    """The functions of torch by which people call an operator, and which take half the time: methods with their name."""
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+        return []
+    name = node.target._schema.name.removeprefix("aten::")
+    method = getattr(_C.TensorBase, name, None)
+    found: list[tuple[Any, str | None]] = []
+    if callable(method) and getattr(Tensor, name) is method and node.args and isinstance(node.args[0], fx.Node):
+        found.append((method, name))
+    functions = (getattr(place, name, None) for place in (_C._VariableFunctions, _C._nn))
+    return found + [(function, None) for function in functions if callable(function)]
+
+
+class _ReachedError(Exception):
+    """Carries what an operator was called with."""
+
+
+class _First(TorchDispatchMode):
+    """Stops at the first operator that is reached."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise _ReachedError(func, args, kwargs or {})
+
+
+def _calls(function: Any, node: fx.Node) -> bool:
+    """Whether a function of torch, called with the arguments of a node, calls its operator with just these."""
+    stand_ins: dict[fx.Node, Tensor] = {}
+    for n in node.all_input_nodes:
+        value = n.meta.get("val")
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return False
+        stand_ins[n] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    args, kwargs = map_arg((node.args, node.kwargs), stand_ins.__getitem__)
+    args, kwargs = tuple(args), dict(kwargs)
+    try:
+        with _C._AutoDispatchBelowAutograd(), _First():
+            function(*args, **kwargs)
+    except _ReachedError as reached:
+        target, reached_args, reached_kwargs = reached.args
+        wanted, came = (_by_name(node.target, *given) for given in ((args, kwargs), (reached_args, reached_kwargs)))
+        return target is node.target and wanted.keys() == came.keys() and all(_alike(wanted[k], came[k]) for k in wanted)
+    except (TypeError, RuntimeError, ValueError):  # its arguments are in another order, or it takes no such argument
+        return False
+    return False
+
+
+def _by_name(target: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name; those that have their default are left out."""
+    parameters = target._schema.arguments
+    given = {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
+    defaults = {p.name: p.default_value for p in parameters if p.has_default_value()}
+    return {name: value for name, value in given.items() if name not in defaults or not _alike(value, defaults[name])}
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    return type(a) is type(b) and a == b
 
 
 def _written(value: Any, scope: dict[str, Any]) -> str:
