@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from purestate.core._plain import decode
+from purestate.errors import FormatVersionError
 
-__all__ = ["Chain", "RecordLike", "Trajectory"]
+__all__ = ["READERS", "Chain", "RecordLike", "Trajectory"]
+
+READERS = ("evaluate", "find_lr", "predict")
+"""The kinds of records that hold the answer of an op which only reads."""
 
 
 class RecordLike(Protocol):
@@ -118,7 +122,18 @@ class Chain:
     def add(self, record: RecordLike) -> None:
         """Fold in one record."""
         self.seen, self.head = record.seq + 1, record.digest
-        getattr(self, f"_on_{record.kind}", self._on_reader)(record)
+        if record.kind in READERS:
+            self._on_reader(record)
+        elif (fold := getattr(self, f"_on_{record.kind}", None)) is not None:
+            fold(record)
+        else:
+            raise FormatVersionError(
+                f"record {record.seq} is of the kind {record.kind!r}, which this version does not know.",
+                cause="The checkpoint was written by a newer version.",
+                fix="Update purestate.",
+                expected=READERS,
+                actual=record.kind,
+            )
 
     def find(self, digest: str) -> Trajectory | None:
         """Return the trajectory of a question, or None."""

@@ -18,6 +18,7 @@ from purestate.core._state import State, require
 from purestate.errors import MetricError, SetupError, StateError
 from purestate.run._answers import Curve, EpochView, History, Summary, as_history
 from purestate.run._ask import ask_train
+from purestate.run._chain import READERS
 from purestate.run._ledger import Ledger
 from purestate.run._progress import Progress
 from purestate.run._readers import Reader, ask_evaluate, ask_find_lr, ask_predict
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "plot_metrics"]
 
-_READERS = ("evaluate", "find_lr", "predict")
 MetricLike = Metric | Callable[[Any, Any], Any]
 
 
@@ -394,8 +394,8 @@ class Checkpoint:
         return value
 
     def _answers_of(self, reader: str) -> list[int]:
-        if reader not in _READERS:
-            names = ", ".join(map(repr, _READERS))
+        if reader not in READERS:
+            names = ", ".join(map(repr, READERS))
             raise StateError(
                 f"there is no train {reader!r}, nor a reader of that name: trains have numbers, readers are {names}."
             )

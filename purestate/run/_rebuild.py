@@ -74,7 +74,7 @@ def _factory(kind: str, table: Mapping[str, Any], where: str) -> Factory | None:
     try:
         return Factory.make(kind, cls, {name: decode(value) for name, value in args.items()}, None, describe=describe)
     except (UnsupportedError, TypeError, ValueError):
-        raise _lost(kind, where, f"its arguments {sorted(args)} are not plain values") from None
+        raise _lost(kind, where, f"{cls.__qualname__} does not take its arguments {sorted(args)} as they are recorded") from None
 
 
 def _imported(name: str) -> type | None:

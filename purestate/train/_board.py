@@ -29,6 +29,7 @@ class Board:
     def __init__(self, folder: Path, ledger: Ledger) -> None:
         self._folder, self._ledger = folder, ledger
         self._scalars: Scalars | None = None
+        self._broken = False
 
     def rewrite(self) -> None:
         """Write all recorded epochs, in place of what is there."""
@@ -40,14 +41,22 @@ class Board:
             epochs += [(body["epoch"], decode(body["metrics"]), body["lr"]) for body in bodies]
         self._scalars = rewrite(self._folder, epochs)
 
-    def add(self, epoch: EpochView) -> bool:
-        """Add an epoch, which is recorded already. Returns whether it is the first that this object adds."""
-        if self._scalars is None:
-            self.rewrite()
-            return True
-        if epoch.n:
-            self._scalars.add(epoch.epoch, epoch.metrics, epoch.lr)
-        return False
+    def follow(self, epoch: EpochView, state: State, loader: Any) -> None:
+        """Add an epoch that was computed and is recorded; with the first one, the graph of a model that begins.
+
+        A disk that cannot be written stops the curves and not the training, whose log has all of them.
+        """
+        try:
+            if self._scalars is not None and epoch.n:
+                self._scalars.add(epoch.epoch, epoch.metrics, epoch.lr)
+            elif self._scalars is None and not self._broken:
+                self.rewrite()
+                if state.counters.epoch == 0:
+                    self._graph_of(state, loader)
+        except OSError as error:
+            self.close()
+            self._broken = True
+            print(f"TensorBoard: {self._folder} cannot be written ({error}). model.write_tensorboard() does it from the log.")
 
     def graph(self, state: State, batch: Any) -> None:
         """Write the graph of a state's module, or print why there is none."""
@@ -56,11 +65,10 @@ class Board:
         if (reason := write_graph(self._folder, module, batch)) is not None:
             print(f"TensorBoard: {reason}")
 
-    def graph_of(self, state: State, loader: Any) -> None:
-        """Write the graph of a state that has not been trained yet, with the first batch of a loader, which is not moved."""
-        if state.counters.epoch == 0:
-            with closing(feed(loader, device=state.device)) as batches, closing(batches.epoch(state.key)) as epoch:
-                self.graph(state, next(epoch))
+    def _graph_of(self, state: State, loader: Any) -> None:
+        """Write the graph with the first batch of a loader, which is not moved."""
+        with closing(feed(loader, device=state.device)) as batches, closing(batches.epoch(state.key)) as epoch:
+            self.graph(state, next(epoch))
 
     def close(self) -> None:
         """Close the files."""

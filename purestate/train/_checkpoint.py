@@ -12,6 +12,7 @@ from purestate.core._state import COMPONENTS, State
 from purestate.errors import SetupError
 from purestate.run import Checkpoint, EpochView
 from purestate.run._answers import History, counted
+from purestate.run._chain import READERS
 from purestate.run._load import metrics_of
 from purestate.run._setup import SetupOptions
 from purestate.train._board import Board
@@ -190,8 +191,7 @@ class ModelCheckpoint(_Named, Trains):
 
     def _told(self, epoch: EpochView, train_dl: Any) -> None:
         if not epoch.cached and available():
-            if self._board.add(epoch):
-                self._board.graph_of(self._model.state, train_dl)
+            self._board.follow(epoch, self._model.state, train_dl)
 
 
 def _setup_of(parts: Mapping[str, Any]) -> str:
@@ -235,5 +235,5 @@ class Cache(_Named):
         Effects:
             A record; nothing if there is no answer.
         """
-        for reader in ("evaluate", "find_lr", "predict") if name is None else (name,):
+        for reader in READERS if name is None else (name,):
             self._log.reset(reader)

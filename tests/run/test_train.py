@@ -9,7 +9,7 @@ from torch import nn
 import purestate as ps
 from purestate.errors import MetricError, ReplayError, StateError
 from tests.helpers import ConvNet, assert_trees_identical, batch
-from tests.run.tiny import Ask, checkpoint, start
+from tests.run.tiny import Ask, checkpoint, loader, start
 
 
 def did(ck: ps.Checkpoint) -> tuple[bool, int]:
@@ -380,3 +380,54 @@ def test_what_was_accepted_for_another_key_is_not_trained_on(memory):
         Ask(seed=1).of(ck, epochs=3)
     assert ck.head == head
     assert Ask().of(ck, epochs=3) == Ask().of(checkpoint(), epochs=3)
+
+
+# -------------------------------------------------------------------- told of epochs, answers voided
+
+
+def test_on_epoch_hears_of_recorded_and_of_computed_epochs(store):
+    heard: list[tuple[int, bool]] = []
+    ask = Ask()
+    ask.of(checkpoint(store), epochs=2)
+    ask.of(checkpoint(store), epochs=3, on_epoch=lambda epoch: heard.append((epoch.n, epoch.cached)))
+    assert heard == [(0, True), (1, True), (2, True), (3, False)]
+
+
+def test_what_on_epoch_raises_ends_the_call_and_not_the_op(store):
+    def stop(epoch: ps.EpochView) -> None:
+        if epoch.n == 2:
+            raise KeyboardInterrupt
+
+    whole = Ask().of(checkpoint(), epochs=4)
+    ck = checkpoint(store)
+    with pytest.raises(KeyboardInterrupt):
+        Ask().of(ck, epochs=4, on_epoch=stop)
+    assert [record.kind for record in ck._ledger.log.records].count("done") == 0
+    assert Ask().of(checkpoint(store), epochs=4) == whole
+
+
+@pytest.mark.parametrize("reader", ["evaluate", "find_lr", "predict"])
+def test_the_answers_of_a_reader_can_be_voided(store, reader):
+    state, ck = Ask().state(), checkpoint(store)
+
+    def ask() -> bool:
+        getattr(ck, reader)(state, loader())
+        assert ck.last is not None
+        return ck.last.cached
+
+    ck.evaluate(state, loader(seed=3))
+    assert [ask(), ask()] == [False, True]
+    ck.reset(reader)
+    other = checkpoint(store)
+    other.evaluate(state, loader(seed=3))
+    assert other.last is not None
+    assert other.last.cached is (reader != "evaluate")
+    assert [ask(), ask()] == [False, True]
+    head = ck.head
+    ck.reset("predict" if reader != "predict" else "find_lr")
+    assert ck.head == head, "there was nothing to void"
+
+
+def test_an_op_that_is_none_cannot_be_reset(store):
+    with pytest.raises(StateError, match="no train 'dream', nor a reader of that name"):
+        checkpoint(store).reset("dream")
