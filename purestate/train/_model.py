@@ -274,7 +274,7 @@ class Model(Trains):
         parent = self._state.origin.parent
         back = self._entrances.first_input(log._ledger, self._state) if parent and parent["checkpoint"] == log.id else None
         self.store.delete(log.id)
-        remove(self.place.runs / self.id / checkpoint_word(id))
+        _remove_runs(self.place.runs / self.id, checkpoint_word(id))
         print(f"Deleted checkpoint {id!r} of {self.id}." + (" The model is where it was before it." if back else ""))
         if back is not None:
             self._state = back
@@ -440,5 +440,12 @@ def delete_model(id: str, *, store: Store | MemoryStore | None = None, place: Pl
     for name in found:
         store.delete(name)
         if (own := place.own(id, name)) is not None:
-            remove(place.runs / id / own)
+            _remove_runs(place.runs / id, own)
     print(f"Deleted model {id!r} and {counted(len([name for name in found if name != id]), 'checkpoint')}.")
+
+
+def _remove_runs(folder: Path, own: str) -> None:
+    """Remove the TensorBoard files of a checkpoint, and the model's folder where that was all."""
+    remove(folder / own)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
