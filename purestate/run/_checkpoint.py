@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from purestate.core._hash import short
 from purestate.core._metrics import Metric, as_metrics
-from purestate.core._plain import decode
 from purestate.core._state import State, require
 from purestate.errors import MetricError, SetupError, StateError
-from purestate.run._answers import Curve, EpochView, History, Summary, as_history
+from purestate.run._answers import Curve, EpochView, History, Summary
 from purestate.run._ask import ask_train
 from purestate.run._chain import READERS
 from purestate.run._ledger import Ledger
 from purestate.run._progress import Progress
 from purestate.run._readers import Reader, ask_evaluate, ask_find_lr, ask_predict
 from purestate.run._select import Selection, unknown_metric
+from purestate.run._shown import as_figure, as_html, as_text, history_of
 from purestate.run._training import Training
 
 if TYPE_CHECKING:
@@ -278,14 +277,7 @@ class Checkpoint:
     @property
     def history(self) -> History:
         """Lists, an entry an epoch, over all trains of the checkpoint: ``epoch``, losses, metrics, ``lr``, ``seconds``."""
-        return as_history([epoch for epoch, _, _ in self._finished_epochs()])
-
-    def _finished_epochs(self) -> Iterator[tuple[dict[str, Any], int, bool]]:
-        """Yield ``(epoch, op, whether it is the op's best)`` for what the newest answer of each train covers."""
-        for op, train, record in self._ledger.refresh().finished():
-            for n in range(1, record.body["last"] + 1):
-                body = train.epochs[n].body
-                yield body | {"metrics": decode(body["metrics"])}, op, n == record.body["best"]
+        return history_of(self._ledger)
 
     def reset(self, op: int | str = 0) -> None:
         """Void a train and those that follow, so that the chain can go on from there; or all answers of a reader.
@@ -328,16 +320,13 @@ class Checkpoint:
 
     def plot_metrics(self) -> Figure:
         """Return a figure of the history: one chart a metric, training and validation together. Opens no window."""
-        return plot_metrics([self])
+        return as_figure([self._ledger])
 
     def __repr__(self) -> str:
-        self._ledger.refresh()
-        rows = [f"Checkpoint({self.id!r}{f', {self.description!r}' if self.description else ''})"]
-        for op, train, record in self._ledger.chain.finished():
-            body = record.body
-            rows.append(f"  train {op}: {body['last']} epochs, {len(train.done)} answers, {short(body['out']['hash'])}")
-        rows += [f"  {record.kind}: {short(record.body['input'])}" for record in self._ledger.chain.readers.values()]
-        return "\n".join(rows)
+        return as_text(self._ledger)
+
+    def _repr_html_(self) -> str:
+        return as_html(self._ledger)
 
     # ---------------------------------------------------------------- inside
 
@@ -430,14 +419,8 @@ def plot_metrics(checkpoints: Checkpoint | Sequence[Checkpoint]) -> Figure:
     Args:
         checkpoints: One or several, as `Store.checkpoint` or `Store.open` returned them.
     """
-    from purestate import view
-
     several = [checkpoints] if isinstance(checkpoints, Checkpoint) else list(checkpoints)
-    histories: list[dict[str, Any]] = []
     for ck in several:
         if not isinstance(ck, Checkpoint):
             raise SetupError(f"plot_metrics: expected checkpoints, got {type(ck).__name__}.", argument="checkpoints")
-        epochs = list(ck._finished_epochs())
-        marks = {"op": [op for _, op, _ in epochs], "best": [best for _, _, best in epochs]}
-        histories.append(as_history([epoch for epoch, _, _ in epochs]) | marks)
-    return view.plot_metrics(histories, [ck.id for ck in several])
+    return as_figure([ck._ledger for ck in several])

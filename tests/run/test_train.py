@@ -431,3 +431,13 @@ def test_the_answers_of_a_reader_can_be_voided(store, reader):
 def test_an_op_that_is_none_cannot_be_reset(store):
     with pytest.raises(StateError, match="no train 'dream', nor a reader of that name"):
         checkpoint(store).reset("dream")
+
+
+def test_a_notebook_shows_checkpoint_and_history_as_tables(store):
+    ck = checkpoint(store)
+    state = Ask().of(ck, epochs=2)
+    ck.evaluate(state, loader())
+    assert ck._repr_html_().count("<tr>") == 3
+    assert "train 0" in ck._repr_html_()
+    assert ck.history._repr_html_().count("<tr>") == 3
+    assert ck.find_lr(state, loader())._repr_png_().startswith(b"\x89PNG")
