@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import torch
@@ -10,6 +11,7 @@ from benchmarks._measure import Skipped, serve
 from benchmarks._models import StepMLP
 from benchmarks._steps import compiled, repeat
 
+torch._logging.set_logs(dynamo=logging.ERROR)  # it warns that it leaves a profiler's mark out of the optimizer's step
 loop = compiled(StepMLP, (torch.rand(64, 64), torch.randint(10, (64,))))
 try:
     loop.warm()
