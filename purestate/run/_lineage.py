@@ -16,7 +16,7 @@ from purestate.errors import MissingSnapshotError
 from purestate.run._ledger import Ledger
 from purestate.store._backend import Backend
 
-__all__ = ["ancestors", "first_input", "restore_parent"]
+__all__ = ["Parent", "ancestors", "first_input", "restore_parent"]
 
 Parent = Mapping[str, Any]
 
@@ -52,7 +52,9 @@ def restore_parent(backend: Backend, parent: Parent, recipe: Recipe | None, devi
             train = next((train for train in ledger.chain.trains if train.start.seq == record.body["of"]), None)
             kept = train.kept().get(record.body["n"]) if train else None
         else:
-            kept = record.body.get("state" if record.kind == "root" else "out")
+            # an answer keeps its best epoch beside what it returned, and a state may be either
+            states = [record.body["state"]] if record.kind == "root" else [record.body["out"], *record.body["kept"].values()]
+            kept = next((state for state in states if state["hash"] == parent["hash"]), None)
     if kept is None:
         raise MissingSnapshotError(
             f"checkpoint {parent['checkpoint']!r}: the state {parent['hash'][:11]} of record {parent['seq']} is not there.",

@@ -184,6 +184,7 @@ class ModelCheckpoint(_Named, Trains):
                 f"checkpoint {self.id!r}: setup and train belong in a block.",
                 fix=f"with model.checkpoint({self.id!r}) as cp: cp.train(...)",
             )
+        self._model._live.must_be_untouched()
         return self._log, self._model.state
 
     def _took(self, state: State) -> None:

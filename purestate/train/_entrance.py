@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from purestate.core._state import Origin, State
 from purestate.errors import StaleRecordError
 from purestate.run._answers import op_name
 from purestate.run._ledger import Ledger
-from purestate.run._lineage import ancestors, first_input, restore_parent
+from purestate.run._lineage import Parent, ancestors, first_input, restore_parent
 from purestate.store._backend import Backend
 
 __all__ = ["Entrances"]
@@ -24,9 +25,16 @@ class _Entrance:
     """How a block was entered. An answer is remembered by its record, so that no tensor is kept alive."""
 
     held: State | None
-    parent: Any
+    parent: Parent | None
     recipe: Recipe | None
     device: torch.device
+
+    def state(self, backend: Backend) -> State:
+        """Return the state that the block began with."""
+        if self.held is not None:
+            return self.held
+        assert self.parent is not None
+        return restore_parent(backend, self.parent, self.recipe, self.device)
 
 
 class Entrances:
@@ -34,10 +42,11 @@ class Entrances:
 
     Args:
         backend: Where the records are.
+        recipe_of: Gives the recipe of a state that a record holds, by what `Origin` says of it.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, recipe_of: Callable[[Parent], Recipe | None]) -> None:
+        self._backend, self._recipe_of = backend, recipe_of
         self._entered: dict[str, _Entrance] = {}
         self._left: dict[str, Origin] = {}
 
@@ -76,13 +85,17 @@ class Entrances:
 
         Args:
             ledger: The checkpoint's.
-            state: Gives the recipe where only the record is there.
+            state: Given back where nothing is known; gives the recipe where the first input came from no record.
         """
         if (entered := self._entered.get(ledger.id)) is not None:
-            return entered.held or restore_parent(self._backend, entered.parent, entered.recipe, entered.device)
-        return first_input(ledger, state.recipe, state.device) if ledger.chain.binding() else state
+            return entered.state(self._backend)
+        trains = ledger.chain.binding()
+        if not trains:
+            return state
+        parent = trains[0].start.body["parent"]
+        return first_input(ledger, state.recipe if parent is None else self._recipe_of(parent), state.device)
 
-    def _above(self, state: State) -> Any:
+    def _above(self, state: State) -> Iterator[Parent]:
         """Yield the records that a state comes from, past checkpoints that were deleted since this process entered them."""
         above, seen = state.origin.parent, set[str]()
         while above is not None and above["checkpoint"] not in seen:
@@ -93,7 +106,7 @@ class Entrances:
             entered = self._entered.get(last["checkpoint"])
             above = None if entered is None else entered.parent
 
-    def _refused(self, name: str, start: Any, state: State, shown: str) -> StaleRecordError:
+    def _refused(self, name: str, start: Mapping[str, Any], state: State, shown: str) -> StaleRecordError:
         then, now = start["parent"], state.origin.parent
         places = [
             f"{parent['checkpoint']} {op_name(parent['op'])}" if parent else "a state of no checkpoint" for parent in (then, now)

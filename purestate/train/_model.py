@@ -16,7 +16,7 @@ from purestate.core._hash import short
 from purestate.core._init import init
 from purestate.core._optim import replace_learning_rates, stored_learning_rates
 from purestate.core._recipe import Recipe
-from purestate.core._state import SUBTREES, State
+from purestate.core._state import SUBTREES, Origin, State
 from purestate.errors import MissingSnapshotError, SetupError, StateError, TreeMismatchError
 from purestate.run import Checkpoint, CheckpointInfo, MemoryStore, NullStore, Store
 from purestate.run._answers import counted
@@ -100,7 +100,8 @@ class Model(Trains):
         initial = init(module, seed=seed)
         self._state = self._initial = self._rooted(initial)
         self._live = LiveModule(module, initial, self.id)
-        self._entrances = Entrances(self.store._backend)
+        self._acts = initial.origin.acts
+        self._entrances = Entrances(self.store._backend, self._recipe_of)
         self._recipes: dict[str, Recipe | None] = {}
         self._block: ModelCheckpoint | None = None
         print(count_line(initial))
@@ -119,6 +120,7 @@ class Model(Trains):
                 f"model {self.id!r}: expected a State, got {type(state).__name__}.",
                 fix="model.state = other.state, or model.load_state_dict(...) for tensors by name.",
             )
+        self._outside("model.state = ...")
         self._live.must_be_untouched()
         if state.recipe is None:
             state = state.replace(recipe=self._state.recipe, origin=state.origin)
@@ -152,6 +154,7 @@ class Model(Trains):
         Raises:
             MutatedStateError: The module holds an earlier state than the model: nobody has looked at `model` since.
         """
+        self._outside("adopt")
         self._state = self._live.adopt(self._state)
 
     def discard(self) -> None:
@@ -171,6 +174,7 @@ class Model(Trains):
         Raises:
             TreeMismatchError: Names, shapes or dtypes differ; the first is named.
         """
+        self._outside("load_state_dict")
         self._live.must_be_untouched()
         for name in sorted(set(state_dict) ^ set(self._state.state_dict())):
             who, other = ("the given one", "the model") if name in state_dict else ("the model", "the given one")
@@ -286,10 +290,10 @@ class Model(Trains):
             Removes files; prints what.
         """
         self._outside("delete")
-        self._initial = self._state = self._initial.own().replace(origin=self._initial.origin)
+        self._initial = self._state = self._initial.own().replace(origin=Origin(None, self._acts))
         delete_model(self.id, store=self.store, place=self.place)
         self._recipes.clear()
-        self._entrances = Entrances(self.store._backend)
+        self._entrances = Entrances(self.store._backend, self._recipe_of)
 
     def checkpoints(self) -> list[CheckpointInfo]:
         """Return what is known of the checkpoints, by id, without reading a tensor."""
@@ -360,8 +364,8 @@ class Model(Trains):
         """Begin a block: at the model's state, or where the block began when it was run before."""
         self._outside(f"checkpoint {block.id!r}")
         self._live.must_be_untouched()
-        if self._state.origin.parent is not None and self._state.origin.parent["op"] is None:
-            self._rooted(self._initial)  # the model may have been deleted since
+        if self._state is self._initial and self._initial.origin.parent is None:  # the model was deleted since
+            self._state = self._initial = self._rooted(self._initial)
         self._state = self._entrances.enter(log._ledger, self._state, f"checkpoint {block.id!r} of model {self.id!r}")
         self._block = block
 
@@ -394,6 +398,12 @@ class Model(Trains):
             assert self._state.recipe is not None
             self._recipes[log.id] = rebuild(self._state.recipe, train.question["parts"], f"checkpoint {log.id!r}")
         return self._recipes[log.id]
+
+    def _recipe_of(self, parent: Mapping[str, Any]) -> Recipe | None:
+        """What the state of a record was set up with."""
+        if parent["op"] is None:
+            return self._initial.recipe
+        return self._recipe(self.store.checkpoint(parent["checkpoint"], echo=None))
 
     def _rooted(self, initial: State) -> State:
         return self.store.checkpoint(self.id, description=self.description, echo=None, notify=print).root(initial)
