@@ -76,6 +76,11 @@ class Entrances:
         """Remember what a block left."""
         self._left[name] = state.origin
 
+    def left_with(self, name: str) -> str | None:
+        """Return the digest of the answer that a block left the model with in this process; None if it left none."""
+        parent = self._left[name].parent if name in self._left else None
+        return parent["record"] if parent is not None and parent["checkpoint"] == name else None
+
     def is_from(self, name: str, state: State) -> bool:
         """Return whether a state was trained in a checkpoint, or comes from one that was."""
         return any(parent["checkpoint"] == name for parent in self._above(state))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from purestate.code import describe_module
 from purestate.core._hash import leaf_hash
 from purestate.core._init import init, to_module
 from purestate.core._state import COMPONENTS, SUBTREES, State
-from purestate.errors import MutatedStateError
+from purestate.errors import MutatedStateError, TreeMismatchError
 
 __all__ = ["LiveModule"]
 
@@ -55,6 +56,25 @@ class LiveModule:
                 fix="model.adopt() makes a new state of the module as it is; model.discard() drops what was done to it.",
                 path=what,
             )
+
+    def must_fit(self, state: State) -> None:
+        """Raise if the module cannot hold a state.
+
+        Raises:
+            TreeMismatchError: Names, shapes or dtypes differ; the first is named.
+        """
+        assert state.recipe is not None
+        mine, given = _leaves_of(self._module), _leaves_of(state.recipe.template)
+        for name in {**mine, **given}:
+            has, wanted = mine.get(name), given.get(name)
+            if has != wanted:
+                raise TreeMismatchError(
+                    f"model {self._model!r}: {name!r} is {_said(has)} in the model and {_said(wanted)} in the state.",
+                    cause="The state is of a module of another structure.",
+                    path=name,
+                    expected=has,
+                    actual=wanted,
+                )
 
     def discard(self, state: State) -> None:
         """Fill the module again, whatever was done to it. Plain attributes stay as they are, and do not count."""
@@ -115,6 +135,14 @@ class LiveModule:
 
 def _tensors_of(state: State) -> tuple[str, ...]:
     return tuple(state.digests[name] for name in SUBTREES)
+
+
+def _leaves_of(module: nn.Module) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {name: (leaf.dtype, tuple(leaf.shape)) for name, leaf in (*module.named_parameters(), *module.named_buffers())}
+
+
+def _said(leaf: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
+    return "not there" if leaf is None else f"{leaf[0]} {leaf[1]}".removeprefix("torch.")
 
 
 def _specs(tensors: Any) -> dict[str, Any]:

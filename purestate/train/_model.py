@@ -20,8 +20,9 @@ from purestate.core._state import SUBTREES, Origin, State
 from purestate.errors import MissingSnapshotError, SetupError, StateError, TreeMismatchError
 from purestate.run import Checkpoint, CheckpointInfo, MemoryStore, NullStore, Store
 from purestate.run._answers import counted
+from purestate.run._chain import RecordLike, Trajectory
 from purestate.run._ledger import Ledger
-from purestate.run._load import answer_of, backup_of, load, metrics_of
+from purestate.run._load import answer_of, backup_of, metrics_of, snapshot_of
 from purestate.run._rebuild import rebuild
 from purestate.train._board import Board
 from purestate.train._checkpoint import Cache, ModelCheckpoint
@@ -29,7 +30,7 @@ from purestate.train._entrance import Entrances
 from purestate.train._live import LiveModule
 from purestate.train._ops import Trains
 from purestate.train._params import count_line, params_table
-from purestate.train._place import Place, checkpoint_word, here, word
+from purestate.train._place import Place, checkpoint_word, here, sort_key, word
 from purestate.train._said import said
 from purestate.train._tensorboard import remove
 
@@ -124,7 +125,7 @@ class Model(Trains):
         self._live.must_be_untouched()
         if state.recipe is None:
             state = state.replace(recipe=self._state.recipe, origin=state.origin)
-        self._must_fit(state)
+        self._live.must_fit(state)
         self._took(state)
 
     @property
@@ -245,7 +246,7 @@ class Model(Trains):
         self._live.must_be_untouched()
         log = ModelCheckpoint(self, id)._log
         state = self._final_state(log, id)
-        train, record = answer_of(log._ledger)
+        train, record = self._answer(log)
         backup = backup_of(record)
         if from_backup and backup is None:
             print(
@@ -253,7 +254,7 @@ class Model(Trains):
             )
         best = from_backup and backup is not None
         if best:
-            state = load(log._ledger, state.recipe, state.device, best=True)
+            state = self._restored(log, best=True)
         if not load_schedulers:
             state = _keep_schedulers(state, self._state)
         self._took(state)
@@ -297,7 +298,9 @@ class Model(Trains):
 
     def checkpoints(self) -> list[CheckpointInfo]:
         """Return what is known of the checkpoints, by id, without reading a tensor."""
-        return [info for info in self.store.checkpoints() if self.place.own(self.id, info.id) is not None]
+        named = [(self.place.own(self.id, info.id), info) for info in self.store.checkpoints()]
+        own = [(sort_key(word), info) for word, info in named if word is not None]
+        return [info for _, info in sorted(own, key=lambda pair: pair[0])]
 
     def write_tensorboard(self, example: Any = None) -> Path:
         """Write TensorBoard's files of all checkpoints again, from the log, and return the folder.
@@ -372,7 +375,8 @@ class Model(Trains):
     def _leave(self, log: Checkpoint) -> None:
         self._block = None
         self._entrances.leave(log.id, self._state)
-        self._recipes[log.id] = self._state.recipe
+        if self._entrances.left_with(log.id) is not None:
+            self._recipes[log.id] = self._state.recipe
 
     def _outside(self, what: str) -> None:
         if self._block is not None:
@@ -389,7 +393,18 @@ class Model(Trains):
                 f"checkpoint {id!r} of model {self.id!r} has not been trained.",
                 fix=f"Train it first: with model.checkpoint({id!r}) as cp: cp.train(...)",
             )
-        return load(log._ledger, self._recipe(log), self._state.device)
+        return self._restored(log, best=False)
+
+    def _answer(self, log: Checkpoint) -> tuple[Trajectory, RecordLike]:
+        """The answer that a checkpoint ended with: the one that its block left, if this process ran it; else the newest."""
+        left = self._entrances.left_with(log.id)
+        answers = [(train, record) for train in log._ledger.refresh().trains for record in train.done]
+        return next((answer for answer in answers if answer[1].digest == left), None) or answer_of(log._ledger)
+
+    def _restored(self, log: Checkpoint, *, best: bool) -> State:
+        train, record = self._answer(log)
+        state = log._ledger.restore(snapshot_of(record, best=best), self._recipe(log), self._state.device)
+        return state.answered(log._ledger.parent(train, record, state.hash, record.body["last"]))
 
     def _recipe(self, log: Checkpoint) -> Recipe | None:
         """What the block of a checkpoint set up: known if this process ran it, else made again from its record."""
@@ -407,17 +422,6 @@ class Model(Trains):
 
     def _rooted(self, initial: State) -> State:
         return self.store.checkpoint(self.id, description=self.description, echo=None, notify=print).root(initial)
-
-    def _must_fit(self, state: State) -> None:
-        assert state.recipe is not None
-        assert self._state.recipe is not None
-        names = [list(dict(recipe.template.named_parameters())) for recipe in (self._state.recipe, state.recipe)]
-        for name in sorted(set(names[0]) ^ set(names[1])):
-            raise TreeMismatchError(
-                f"model {self.id!r}: {name!r} is a parameter of {'the model' if name in names[0] else 'the state'} only.",
-                cause="The state is of a module of another structure.",
-                path=name,
-            )
 
 
 def _keep_schedulers(state: State, model: State) -> State:

@@ -185,6 +185,13 @@ def advice() -> Generator[None]:
     try:
         yield
     except SetupError as error:
+        if error.argument == "val_dl":
+            raise SetupError(
+                error.problem,
+                cause=error.cause,
+                fix="Give one: cp.train(train_dl, val_dl, ...); or load_best=False, which goes on from the last epoch.",
+                argument="val_dl",
+            ) from None
         if error.argument not in ("loss", "optimizer") or "the state has no" not in error.problem:
             raise
         example = "loss_cls=torch.nn.CrossEntropyLoss" if error.argument == "loss" else "optimizer_cls=torch.optim.Adam"

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from purestate.errors import InvalidIdError
 
-__all__ = ["Place", "checkpoint_word", "here", "set_model_checkpoint_sep", "set_namespace", "set_root_folder", "word"]
+__all__ = [
+    "Place",
+    "checkpoint_word",
+    "here",
+    "set_model_checkpoint_sep",
+    "set_namespace",
+    "set_root_folder",
+    "sort_key",
+    "word",
+]
 
 _WORD = re.compile(r"[A-Za-z0-9._-]+")
+_NUMBER = re.compile(r"[0-9]{4,}(\.[0-9]+)?")
+_TAKEN = ("checkpoints", "items", "locks", "trash", "format.json", "journal.jsonl")
+"""What a store has in its folder, where the folders of namespaces are, too."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +101,10 @@ def set_namespace(name: str | None) -> None:
         name: Letters, digits, ``.``, ``_``, ``-``; None for no namespace, as at the start.
 
     Raises:
-        InvalidIdError: The name has other letters.
+        InvalidIdError: The name has other letters, or is a name that a store has in its folder.
     """
+    if name in _TAKEN:
+        raise InvalidIdError(f"{name!r} cannot be a namespace: a store has something of that name in its folder.", id=name)
     _set(namespace=None if name is None else word(name, "a namespace"))
 
 
@@ -112,14 +127,23 @@ def _set(**changes: Any) -> None:
 
 def checkpoint_word(id: int | float | str) -> str:
     """Return an id as a word: ``1`` is ``'0001'``, ``1.5`` is ``'0001.5'``."""
-    if isinstance(id, bool) or not isinstance(id, int | float | str):
+    if isinstance(id, bool) or not isinstance(id, Integral | float | str):
         raise InvalidIdError(f"expected a number or a text as the id of a checkpoint, got {id!r}.")
     if isinstance(id, str):
         return word(id, "the id of a checkpoint")
     if not 0 <= id < 1e15:
         raise InvalidIdError(f"expected the id of a checkpoint to be a number from 0 on, got {id!r}.")
-    whole, _, fraction = f"{id:.10f}".rstrip("0").partition(".") if isinstance(id, float) else (str(id), "", "")
-    return f"{int(whole):04d}{f'.{fraction}' if fraction else ''}"
+    digits = f"{id:.10f}" if isinstance(id, float) else f"{int(id)}."
+    if float(digits) != float(id):
+        raise InvalidIdError(f"expected the id of a checkpoint to have at most ten digits behind the point, got {id!r}.")
+    whole, _, fraction = digits.partition(".")
+    return f"{int(whole):04d}{f'.{rest}' if (rest := fraction.rstrip('0')) else ''}"
+
+
+def sort_key(own: str) -> tuple[bool, float, str]:
+    """Return what sorts the words of checkpoints: numbers as numbers, and words behind them."""
+    number = float(own) if _NUMBER.fullmatch(own) else None
+    return number is None, number or 0.0, own
 
 
 def word(text: str, what: str) -> str:

@@ -6,7 +6,6 @@ The calls are as they stand there, but for the import and the numbers of epochs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,10 @@ model = train.Model('model-id', model_builder(), 'Model description')
 # Train model
 with model.checkpoint(id=1) as cp:
     cp.setup(
-        loss_cls=torch.nn.CrossEntropyLoss, 
+        loss_cls=torch.nn.CrossEntropyLoss,
         optimizer_cls=torch.optim.Adam,
         optimizer_args=dict(lr=5e-4, weight_decay=5e-4),
-        epoch_scheduler_cls=torch.optim.lr_scheduler.StepLR, 
+        epoch_scheduler_cls=torch.optim.lr_scheduler.StepLR,
         epoch_scheduler_args=dict(step_size=10, gamma=0.2)
     )
     cp.train(train_dl, test_dl, watch='accuracy', load_best=True, epochs=3, metrics=[train.metric_accuracy])
@@ -72,7 +71,7 @@ with model.checkpoint(2) as cp:
         optimizer_args=dict(lr=0.001),
         clear_epoch_scheduler=True
     )
-    cp.train(train_dl, test_dl, watch='accuracy', load_best=True, epochs=3, metrics=[train.metric_accuracy])    
+    cp.train(train_dl, test_dl, watch='accuracy', load_best=True, epochs=3, metrics=[train.metric_accuracy])
     cp.plot_metrics()
 after_2 = model.state.hash
 
@@ -103,7 +102,7 @@ if 'delete' in sys.argv:
 
     # Deletes the model and all its checkpoints
     model.delete()
-""".replace(" \n", "\n")
+"""
 
 
 @pytest.fixture
@@ -131,8 +130,8 @@ def model_builder() -> nn.Module:
 
 
 @pytest.fixture
-def model() -> Iterator[train.Model]:
-    yield train.Model("model-id", model_builder(), "Model description")
+def model() -> train.Model:
+    return train.Model("model-id", model_builder(), "Model description")
 
 
 def again() -> train.Model:
@@ -207,7 +206,7 @@ def test_sgd_instead_of_adam_is_refused_until_the_checkpoint_is_deleted(model, t
 
     model = again()
     with pytest.raises(
-        StaleRecordError, match="optimizer class was 'torch.optim.adam.Adam'.* now 'torch.optim.sgd.SGD'"
+        StaleRecordError, match=r"optimizer class was 'torch\.optim\.adam\.Adam'.* now 'torch\.optim\.sgd\.SGD'"
     ) as refused:
         adam_for_20_and_20(model, train_dl, test_dl, optimizer_cls=torch.optim.SGD)
     assert "model.delete_checkpoint(id)" in str(refused.value)
