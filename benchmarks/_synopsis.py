@@ -16,18 +16,19 @@ import matplotlib
 import torch
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402, F401
+import matplotlib.pyplot as plt  # noqa: F401
 
-from benchmarks._models import MLP, digits  # noqa: E402
+from benchmarks._models import MLP, digits
 
 who, folder = sys.argv[1:]
 if who == "ours":
-    import matplotlib.figure  # noqa: E402
-    import purestate.view._figure  # noqa: E402, F401
-    from purestate import train  # noqa: E402
+    import matplotlib.figure
+
+    import purestate.view._figure  # noqa: F401
+    from purestate import train
 else:
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its cache holds objects, which torch.load refuses by default
-    from pytorch_scripts import train  # noqa: E402
+    from pytorch_scripts import train
 
 EPOCHS = 20
 train_dl, test_dl = digits()

@@ -65,6 +65,9 @@ class Computation:
             except GeneratorExit:
                 if self._live is not None:
                     call.states.setdefault(self._live.n, self._live.state.own())
+                if call.reached > 0 and not call.stop(chain):
+                    self._conclude(train)
+                    points.clear()
                 raise
             finally:
                 points.close()

@@ -74,18 +74,18 @@ class Training:
 
             yield from Computation(self).run()
         except GeneratorExit:
-            if self.reached > 0:
-                self._leave()
+            if self.reached > 0 and self.result is None and not self.stop(self.ledger.chain):
+                from purestate.run._compute import Computation
+
+                Computation(self).conclude()
             raise
 
-    def _leave(self) -> None:
+    def stop(self, chain: Chain) -> bool:
+        """Select the epochs that were yielded, and no more. Returns whether that is answered already."""
         self.selection = replace(self.selection, epochs=self.reached)
-        for _ in self.hit(self.ledger.chain):
+        for _ in self.hit(chain):
             pass
-        if self.result is None:
-            from purestate.run._compute import Computation
-
-            Computation(self).conclude()
+        return self.result is not None
 
     def hit(self, chain: Chain) -> Iterator[EpochView]:
         """Yield the recorded epochs if the answer is recorded. Returns whether it is."""

@@ -8,7 +8,7 @@ import pytest
 
 import purestate as ps
 from tests.helpers import assert_trees_identical
-from tests.run.tiny import Ask, checkpoint
+from tests.run.tiny import Ask, checkpoint, loader, start
 
 
 def stream(ck: ps.Checkpoint, until: int | None = None, look: bool = False, **options: object) -> list[ps.EpochView]:
@@ -199,3 +199,12 @@ def test_an_echo_of_ones_own_and_none(memory, capsys):
     Ask().of(ck)
     ck.evaluate(Ask().of(ck), Ask().val_dl)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_stream_that_is_left_early_ends_there_also_where_nothing_is_kept():
+    whole = checkpoint().train(start(), loader(), epochs=2)
+    for store in (ps.NullStore(), ps.MemoryStore()):
+        stream = checkpoint(store).epochs(start(), loader(), epochs=9)
+        states = [next(stream).state, next(stream).state]
+        stream.close()
+        assert states[1] == whole
