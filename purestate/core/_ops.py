@@ -158,6 +158,7 @@ class _Loop:
                     rates = work.rates()
                 if warming is None:
                     work.step_scheduler()
+                del out  # or its gradients would be in memory beside those of the next step
         if warming is not None:
             work.restore_rates()
         losses.check()
@@ -334,6 +335,7 @@ def find_lr(
                     out = runner(work.params, work.frozen, work.buffers, batch, seeds[i])
                     work.update(out.gradients, out.buffers)
                     losses.append(out.loss)
+                    del out
     values = [float(value) for value in torch.stack(losses)]
     finite = list(itertools.takewhile(math.isfinite, values))
     return rates[: len(finite)], finite, _steepest(rates, finite)

@@ -19,6 +19,7 @@ from purestate.core._sched import export_scheduler, start, step_scheduler
 from purestate.core._seeds import preserved_generators
 from purestate.core._state import Counters, State, require
 from purestate.core._tree import Leaves
+from purestate.core._update import Update
 from purestate.errors import SetupError, UnsupportedError
 
 __all__ = ["Working", "combine", "isolated"]
@@ -62,7 +63,6 @@ class Working:
     def __init__(self, state: State) -> None:
         recipe = require(state, "optimizer", "train")
         assert recipe.optimizer is not None
-        self._clip = recipe.clip
         self._state = state
         self.params = {name: tensor.clone() for name, tensor in state.params.items()}
         written = written_in_forward(recipe.template)
@@ -72,11 +72,12 @@ class Working:
         self._parameters = {name: nn.Parameter(tensor) for name, tensor in self.params.items()}
         if not self._parameters:
             raise UnsupportedError("train: the state has no trainable parameters.", fix="Unfreeze some: ps.unfreeze(state, '*').")
-        self._list = list(self._parameters.values())
         self.epoch, self.step = state.counters.epoch, state.counters.step
         factories = {name: getattr(recipe, name) for name in _SCHEDULERS}
         kept = {name: getattr(state, name) for name in _SCHEDULERS}
         self.optimizer, self._schedulers = start(recipe.optimizer, state.optimizer, factories, kept, self._parameters)
+        self._update = Update(self.optimizer, self._parameters, self.params, recipe.clip)
+        self._lent: list[torch.Tensor] = []
         self._held: list[Any] = []  # the learning rates that `set_rates` replaced: floats, or tensors where they were given so
 
     def update(self, gradients: Mapping[str, torch.Tensor | None], buffers: Mapping[str, torch.Tensor]) -> None:
@@ -86,14 +87,11 @@ class Working:
             gradients: By parameter; None where it had no part in the loss. Clipping changes them in place.
             buffers: As the step left them: the working set's own, or what the module assigned instead.
         """
-        for name, parameter in self._parameters.items():
-            parameter.grad = gradients[name]
-        clip = self._clip
-        if clip.norm is not None:
-            nn.utils.clip_grad_norm_(self._list, clip.norm)
-        if clip.value is not None:
-            nn.utils.clip_grad_value_(self._list, clip.value)
-        self.optimizer.step()
+        self._update(gradients)
+        if self._lent:
+            # what was lent has changed, and not all that changes it is counted by torch
+            torch.autograd.graph.increment_version(self._lent)
+            self._lent = []
         for name, buffer in buffers.items():
             if buffer is not self.buffers[name]:
                 self._assign(name, buffer)
@@ -151,11 +149,13 @@ class Working:
 
     def lend(self, **rest: Any) -> State:
         """Return the state as it is now, over the working tensors: true until the next step."""
+        self._update.settle()
         optimizer = export_optimizer(self.optimizer, self._parameters)
         fields: dict[str, Any] = dict.fromkeys(_SCHEDULERS)
         if self._writes_frozen:
             fields["frozen"] = Leaves(self.frozen, "frozen")
         fields |= {name: export_scheduler(live) for name, live in self._schedulers.items()}
+        self._lent = [*self.params.values(), *self.buffers.values(), *optimizer.leaves.values()]
         return self._state.based(
             params=Leaves(self.params, "params"),
             buffers=Leaves(self.buffers, "buffers"),

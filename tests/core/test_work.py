@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 import purestate as ps
 from purestate.core._optim import stored_learning_rates
 from purestate.core._state import State
+from purestate.core._tree import Leaves
 from purestate.core._work import Working, combine, isolated
 from purestate.errors import UnsupportedError
 from tests.core.loop import run
@@ -54,7 +55,16 @@ def test_what_is_lent_shares_memory_and_notices_steps() -> None:
     work.update({name: torch.ones_like(t) for name, t in work.params.items()}, work.buffers)
     with pytest.raises(ps.PureStateError, match="was changed in place"):
         lent.check()
-    assert work.lend().counters.step == 1
+    for steps in range(1, 4):
+        lent = work.lend()
+        assert lent.counters.step == steps
+        assert lent.optimizer is not None
+        lent.check()
+        work.update({name: torch.ones_like(t) for name, t in work.params.items()}, work.buffers)
+        for part in (lent.params, lent.optimizer.leaves):
+            assert isinstance(part, Leaves)
+            with pytest.raises(ps.PureStateError, match="was changed in place"):
+                part.check()
 
 
 def test_a_parameter_without_gradient_stays() -> None:
@@ -111,6 +121,7 @@ def test_combine_takes_tensors_of_the_best_and_the_rest_of_the_last() -> None:
     assert (out.key, out.counters) == (last.key, last.counters)
     assert out.optimizer is not None
     assert best.optimizer is not None
+    assert last.optimizer is not None
     assert stored_learning_rates(out.optimizer) == stored_learning_rates(last.optimizer) == [0.0125]
     assert_trees_identical(dict(out.optimizer.leaves), dict(best.optimizer.leaves))
     assert run(out, TRAIN, epochs=1)[0].lr == [0.0125]
