@@ -21,7 +21,8 @@ __all__ = [
     "word",
 ]
 
-_WORD = re.compile(r"[A-Za-z0-9._-]+")
+_WORD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_SEPARATOR = re.compile(r"[A-Za-z0-9._-]+")
 _NUMBER = re.compile(r"[0-9]{4,}(\.[0-9]+)?")
 _TAKEN = ("checkpoints", "items", "locks", "trash", "format.json", "journal.jsonl")
 """What a store has in its folder, where the folders of namespaces are, too."""
@@ -117,7 +118,7 @@ def set_model_checkpoint_sep(separator: str) -> None:
     Raises:
         InvalidIdError: It has other letters, or none.
     """
-    _set(separator=word(separator, "a separator"))
+    _set(separator=word(separator, "a separator", _SEPARATOR))
 
 
 def _set(**changes: Any) -> None:
@@ -146,15 +147,15 @@ def sort_key(own: str) -> tuple[bool, float, str]:
     return number is None, number or 0.0, own
 
 
-def word(text: str, what: str) -> str:
-    """Return a text that can be part of a name.
+def word(text: str, what: str, letters: re.Pattern[str] = _WORD) -> str:
+    """Return a text that can be part of a name, and the name of a folder.
 
     Raises:
         InvalidIdError: It cannot.
     """
-    if not isinstance(text, str) or not _WORD.fullmatch(text):
+    if not isinstance(text, str) or not letters.fullmatch(text):
         raise InvalidIdError(
-            f"expected {what} of letters, digits, '.', '_' and '-', got {text!r}.",
-            fix=f"{re.sub(r'[^A-Za-z0-9._-]+', '-', str(text)).strip('-') or 'model'!r}, for example.",
+            f"expected {what} of letters, digits, '_', '-' and, inside of it, '.', got {text!r}.",
+            fix=f"{re.sub(r'[^A-Za-z0-9._-]+', '-', str(text)).strip('-.') or 'model'!r}, for example.",
         )
     return text

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,20 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return python
+
+
+@pytest.fixture
+def start() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
+    """Start a file in another interpreter; kill it at the end."""
+
+    @contextmanager
+    def start(script: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+        given = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "error", os.fspath(script), *map(str, arguments)]
+        with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    return start
