@@ -6,6 +6,7 @@ that neither of the two is taken for the other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from purestate.code import describe_module
 from purestate.core._hash import leaf_hash
 from purestate.core._init import init, to_module
+from purestate.core._module import fresh_copy, state_dict_names
 from purestate.core._state import COMPONENTS, SUBTREES, State
-from purestate.errors import MutatedStateError, TreeMismatchError
+from purestate.errors import MutatedStateError, StateError, TreeMismatchError
 
-__all__ = ["LiveModule"]
+__all__ = ["LiveModule", "leaves_from"]
 
 
 class LiveModule:
@@ -31,13 +33,20 @@ class LiveModule:
 
     def __init__(self, module: nn.Module, state: State, model: str) -> None:
         self._module, self._model = module, model
+        self._seen = state.hash
         self._note(state)
 
     def look(self, state: State) -> nn.Module:
-        """Return the module, holding a state. If it held another one it is filled, and in eval mode then."""
+        """Return the module, holding a state. If that is another one than at the last look, it is in eval mode.
+
+        So its mode does not depend on whether training has found better parameters than it had.
+        """
         if self._holds != _tensors_of(state):
-            to_module(state, self._module).eval()
+            to_module(state, self._module)
             self._note(state)
+        if self._seen != state.hash:
+            self._module.eval()
+            self._seen = state.hash
         if self._described is None:
             self._described = describe_module(self._module)
             self._hashes = {name: digest for subtree in SUBTREES for name, digest in getattr(state, subtree).hashes.items()}
@@ -77,7 +86,11 @@ class LiveModule:
                 )
 
     def discard(self, state: State) -> None:
-        """Fill the module again, whatever was done to it. Plain attributes stay as they are, and do not count."""
+        """Drop whatever was done to the module: fill it again, or take another where not only its tensors were changed."""
+        assert state.recipe is not None
+        template = state.recipe.template
+        if _leaves_of(self._module) != _leaves_of(template) or describe_module(self._module) != describe_module(template):
+            self._module = fresh_copy(template)
         to_module(state, self._module).eval()
         self._note(state)
 
@@ -131,6 +144,33 @@ class LiveModule:
         # since somebody has looked: what torch does not count, such as changes through `.data` or a numpy view
         tensors = self._tensors()
         return next((repr(name) for name, digest in self._hashes.items() if leaf_hash(tensors[name].detach()) != digest), None)
+
+
+def leaves_from(state_dict: Mapping[str, Tensor], state: State) -> dict[str, dict[str, Tensor]]:
+    """Return copies of a module's tensors by subtree, for `State.replace`. What is not in a state dict is the state's.
+
+    Raises:
+        StateError: Something is no tensor.
+        TreeMismatchError: A tensor that has two names has two values.
+    """
+    for name, tensor in state_dict.items():
+        if not isinstance(tensor, Tensor):
+            raise StateError(f"load_state_dict: expected {name!r} to be a tensor, got {type(tensor).__name__}.", path=name)
+    assert state.recipe is not None
+    for alias, (_, name) in state_dict_names(state.recipe.template).items():
+        if alias != name and name in state_dict and leaf_hash(state_dict[alias]) != leaf_hash(state_dict[name]):
+            raise TreeMismatchError(
+                f"load_state_dict: {alias!r} and {name!r} are one tensor in the model, and have two values in the given one.",
+                cause="It is of a module in which they are not tied.",
+                path=alias,
+            )
+    return {
+        subtree: {
+            name: state_dict[name].detach().clone().to(tensor.device) if name in state_dict else tensor
+            for name, tensor in getattr(state, subtree).items()
+        }
+        for subtree in SUBTREES
+    }
 
 
 def _tensors_of(state: State) -> tuple[str, ...]:

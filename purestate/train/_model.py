@@ -16,7 +16,7 @@ from purestate.core._hash import short
 from purestate.core._init import init
 from purestate.core._optim import replace_learning_rates, stored_learning_rates
 from purestate.core._recipe import Recipe
-from purestate.core._state import SUBTREES, Origin, State
+from purestate.core._state import Origin, State
 from purestate.errors import MissingSnapshotError, SetupError, StateError, TreeMismatchError
 from purestate.run import Checkpoint, CheckpointInfo, MemoryStore, NullStore, Store
 from purestate.run._answers import counted
@@ -27,7 +27,7 @@ from purestate.run._rebuild import rebuild
 from purestate.train._board import Board
 from purestate.train._checkpoint import Cache, ModelCheckpoint
 from purestate.train._entrance import Entrances
-from purestate.train._live import LiveModule
+from purestate.train._live import LiveModule, leaves_from
 from purestate.train._ops import Trains
 from purestate.train._params import count_line, params_table
 from purestate.train._place import Place, checkpoint_word, here, sort_key, word
@@ -130,7 +130,9 @@ class Model(Trains):
 
     @property
     def model(self) -> nn.Module:
-        """The module, holding the parameters and buffers of the state. It is filled when somebody looks, in eval mode then.
+        """The module, holding the parameters and buffers of the state. It is filled when somebody looks.
+
+        It is in eval mode when the state is another one than at the last look; else in the mode that it was left in.
 
         What is done to it does not train: the next block notices, and says how to `adopt` it or to `discard` it.
         """
@@ -159,7 +161,7 @@ class Model(Trains):
         self._state = self._live.adopt(self._state)
 
     def discard(self) -> None:
-        """Put the state's tensors back into the live module, whatever was done to it."""
+        """Drop whatever was done to the live module. Where that was more than to its tensors, `model` is another object then."""
         self._live.discard(self._state)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -184,17 +186,7 @@ class Model(Trains):
                 cause="It is of a module of another structure.",
                 path=name,
             )
-        self._took(
-            self._state.replace(
-                **{
-                    subtree: {
-                        name: state_dict[name].detach().clone().to(tensor.device) if name in state_dict else tensor
-                        for name, tensor in getattr(self._state, subtree).items()
-                    }
-                    for subtree in SUBTREES
-                }
-            )
-        )
+        self._took(self._state.replace(**leaves_from(state_dict, self._state)))
 
     def print_params(self, full: bool = True) -> None:
         """Print how many parameters there are.
