@@ -16,7 +16,7 @@ from purestate.run._chain import READERS
 from purestate.run._load import metrics_of
 from purestate.run._setup import SetupOptions
 from purestate.train._board import Board
-from purestate.train._ops import Reads, Trains
+from purestate.train._ops import Reads, Trains, advice
 from purestate.train._place import checkpoint_word
 from purestate.train._plot import plot_metrics
 from purestate.train._said import said
@@ -152,7 +152,8 @@ class ModelCheckpoint(_Named, Trains):
         Returns:
             The figure, which a notebook shows also where it is not the last value of a cell. No window opens.
         """
-        figure = self._log.plot_metrics() if hist is None else plot_metrics(hist)
+        with advice():
+            figure = self._log.plot_metrics() if hist is None else plot_metrics(hist)
         if self._open and "ipykernel" in sys.modules:
             from IPython.display import display  # pyright: ignore[reportMissingImports]
 
@@ -184,7 +185,7 @@ class ModelCheckpoint(_Named, Trains):
                 f"checkpoint {self.id!r}: setup and train belong in a block.",
                 fix=f"with model.checkpoint({self.id!r}) as cp: cp.train(...)",
             )
-        self._model._live.must_be_untouched()
+        self._model._live.must_be_untouched(to_the_bit=False)
         return self._log, self._model.state
 
     def _took(self, state: State) -> None:

@@ -49,6 +49,7 @@ class Entrances:
         self._backend, self._recipe_of = backend, recipe_of
         self._entered: dict[str, _Entrance] = {}
         self._left: dict[str, Origin] = {}
+        self._unrecorded: dict[str, Parent | None] = {}
 
     def enter(self, ledger: Ledger, state: State, shown: str) -> State:
         """Return the state that a block begins with.
@@ -76,6 +77,10 @@ class Entrances:
         """Remember what a block left."""
         self._left[name] = state.origin
 
+    def went_on(self, before: State, state: State) -> None:
+        """Remember what a state came from that was trained without a log."""
+        self._unrecorded[state.hash] = self._parent(before)
+
     def left_with(self, name: str) -> str | None:
         """Return the digest of the answer that a block left the model with in this process; None if it left none."""
         parent = self._left[name].parent if name in self._left else None
@@ -102,7 +107,7 @@ class Entrances:
 
     def _above(self, state: State) -> Iterator[Parent]:
         """Yield the records that a state comes from, past checkpoints that were deleted since this process entered them."""
-        above, seen = state.origin.parent, set[str]()
+        above, seen = self._parent(state), set[str]()
         while above is not None and above["checkpoint"] not in seen:
             last = above
             for last in ancestors(self._backend, above):
@@ -110,6 +115,9 @@ class Entrances:
                 yield last
             entered = self._entered.get(last["checkpoint"])
             above = None if entered is None else entered.parent
+
+    def _parent(self, state: State) -> Parent | None:
+        return state.origin.parent or self._unrecorded.get(state.origin.base or state.hash)
 
     def _refused(self, name: str, start: Mapping[str, Any], state: State, shown: str) -> StaleRecordError:
         then, now = start["parent"], state.origin.parent

@@ -41,24 +41,24 @@ class LiveModule:
 
         So its mode does not depend on whether training has found better parameters than it had.
         """
-        if self._holds != _tensors_of(state):
-            to_module(state, self._module)
-            self._note(state)
+        if self._holds != _tensors_of(state) or self._template is not _template_of(state):
+            self._fill(state)
         if self._seen != state.hash:
             self._module.eval()
             self._seen = state.hash
-        if self._described is None:
-            self._described = describe_module(self._module)
-            self._hashes = {name: digest for subtree in SUBTREES for name, digest in getattr(state, subtree).hashes.items()}
         return self._module
 
-    def must_be_untouched(self) -> None:
+    def must_be_untouched(self, *, to_the_bit: bool = True) -> None:
         """Raise if user code changed the module since it was made, filled or adopted.
+
+        Args:
+            to_the_bit: Whether tensors are hashed, to find what torch does not count: changes through ``.data`` or a numpy
+                view.
 
         Raises:
             MutatedStateError: A tensor or an attribute differs, and which.
         """
-        if (what := self._changed()) is not None:
+        if (what := self._changed() or (self._rewritten() if to_the_bit else None)) is not None:
             raise MutatedStateError(
                 f"model {self._model!r}: {what} of the live module was changed since the model last knew it.",
                 cause="Training goes on from model.state, which does not follow what is done to model.model.",
@@ -72,8 +72,7 @@ class LiveModule:
         Raises:
             TreeMismatchError: Names, shapes or dtypes differ; the first is named.
         """
-        assert state.recipe is not None
-        mine, given = _leaves_of(self._module), _leaves_of(state.recipe.template)
+        mine, given = _leaves_of(self._module), _leaves_of(_template_of(state))
         for name in {**mine, **given}:
             has, wanted = mine.get(name), given.get(name)
             if has != wanted:
@@ -87,12 +86,8 @@ class LiveModule:
 
     def discard(self, state: State) -> None:
         """Drop whatever was done to the module: fill it again, or take another where not only its tensors were changed."""
-        assert state.recipe is not None
-        template = state.recipe.template
-        if _leaves_of(self._module) != _leaves_of(template) or describe_module(self._module) != describe_module(template):
-            self._module = fresh_copy(template)
-        to_module(state, self._module).eval()
-        self._note(state)
+        self._fill(state)
+        self._module.eval()
 
     def adopt(self, state: State) -> State:
         """Return a state that holds what the module holds now, and goes on otherwise as another does.
@@ -118,11 +113,17 @@ class LiveModule:
         self._note(adopted)
         return adopted
 
+    def _fill(self, state: State) -> None:
+        template = _template_of(state)
+        if _leaves_of(self._module) != _leaves_of(template) or describe_module(self._module) != describe_module(template):
+            self._module = fresh_copy(template)
+        to_module(state, self._module)
+        self._note(state)
+
     def _note(self, state: State) -> None:
-        self._holds = _tensors_of(state)
+        self._holds, self._template = _tensors_of(state), _template_of(state)
         self._marks = self._marks_now()
-        self._described: dict[str, Any] | None = None
-        self._hashes: dict[str, str] = {}
+        self._hashes = {name: digest for subtree in SUBTREES for name, digest in getattr(state, subtree).hashes.items()}
 
     def _marks_now(self) -> dict[str, tuple[int, int, bool]]:
         return {name: (id(t), t._version, t.requires_grad) for name, t in self._tensors().items()}
@@ -135,13 +136,10 @@ class LiveModule:
         for name in {**self._marks, **now}:
             if self._marks.get(name) != now.get(name):
                 return repr(name)
-        if self._described is None:
-            return None
-        described = describe_module(self._module)
-        for name in {**self._described, **described}:
-            if self._described.get(name) != described.get(name):
-                return name
-        # since somebody has looked: what torch does not count, such as changes through `.data` or a numpy view
+        known, described = describe_module(self._template), describe_module(self._module)
+        return next((name for name in {**known, **described} if known.get(name) != described.get(name)), None)
+
+    def _rewritten(self) -> str | None:
         tensors = self._tensors()
         return next((repr(name) for name, digest in self._hashes.items() if leaf_hash(tensors[name].detach()) != digest), None)
 
@@ -171,6 +169,11 @@ def leaves_from(state_dict: Mapping[str, Tensor], state: State) -> dict[str, dic
         }
         for subtree in SUBTREES
     }
+
+
+def _template_of(state: State) -> nn.Module:
+    assert state.recipe is not None
+    return state.recipe.template
 
 
 def _tensors_of(state: State) -> tuple[str, ...]:

@@ -95,6 +95,12 @@ class Model(Trains):
                 fix="Build it: train.Model('id', MyModule()).",
                 argument="module",
             )
+        if not isinstance(store, Store | MemoryStore | None):
+            raise SetupError(
+                f"Model: expected store to be a Store or a MemoryStore, got {type(store).__name__}.",
+                fix="store=ps.Store(path); or without a log: model.train(...) outside of a block.",
+                argument="store",
+            )
         self.store: Store | MemoryStore = Store(self.place.store) if store is None else store
         if torch.accelerator.is_available():
             module = module.to(torch.accelerator.current_accelerator())
@@ -126,7 +132,7 @@ class Model(Trains):
         if state.recipe is None:
             state = state.replace(recipe=self._state.recipe, origin=state.origin)
         self._live.must_fit(state)
-        self._took(state)
+        self._state = state
 
     @property
     def model(self) -> nn.Module:
@@ -186,7 +192,7 @@ class Model(Trains):
                 cause="It is of a module of another structure.",
                 path=name,
             )
-        self._took(self._state.replace(**leaves_from(state_dict, self._state)))
+        self._state = self._state.replace(**leaves_from(state_dict, self._state))
 
     def print_params(self, full: bool = True) -> None:
         """Print how many parameters there are.
@@ -249,7 +255,7 @@ class Model(Trains):
             state = self._restored(log, best=True)
         if not load_schedulers:
             state = _keep_schedulers(state, self._state)
-        self._took(state)
+        self._state = state
         which = f"the best epoch of checkpoint {id!r}" if best else f"checkpoint {id!r}"
         metrics = said(metrics_of(train, record, best=best))
         print(f"Loaded {self.id} from {which}: epoch={self.epoch}, step={self.step}, {metrics}.")
@@ -353,6 +359,8 @@ class Model(Trains):
         return self._asked()
 
     def _took(self, state: State) -> None:
+        if self._block is None and state.origin == Origin():  # the answer of a train that no log has
+            self._entrances.went_on(self._state, state)
         self._state = state
 
     def _enter(self, block: ModelCheckpoint, log: Checkpoint) -> None:

@@ -8,12 +8,12 @@ from typing import Any, Unpack
 
 from purestate.core._metrics import Metric
 from purestate.core._state import State
-from purestate.errors import SetupError, StaleRecordError
+from purestate.errors import PureStateError, SetupError, StaleRecordError
 from purestate.run import Checkpoint, Curve, EpochView, setup
 from purestate.run._setup import SetupOptions
 from purestate.train._said import Lines, TrainHistory
 
-__all__ = ["Reads", "Trains"]
+__all__ = ["Reads", "Trains", "advice"]
 
 MetricLike = Metric | Callable[[Any, Any], Any]
 
@@ -184,31 +184,24 @@ def advice() -> Generator[None]:
     """Let errors name the calls of this face where they would name those of the functions below."""
     try:
         yield
-    except SetupError as error:
-        if error.argument == "val_dl":
-            raise SetupError(
-                error.problem,
-                cause=error.cause,
-                fix="Give one: cp.train(train_dl, val_dl, ...); or load_best=False, which goes on from the last epoch.",
-                argument="val_dl",
-            ) from None
-        if error.argument not in ("loss", "optimizer") or "the state has no" not in error.problem:
-            raise
+    except PureStateError as error:
+        _reword(error)
+        raise
+
+
+def _reword(error: PureStateError) -> None:
+    if isinstance(error, StaleRecordError):
+        error.fix = (
+            "Take another checkpoint id (a fork), delete it with model.delete_checkpoint(id) and run the block again, void "
+            f"it from there with cp.reset({error.op}), say that it is the same with cp.accept({error.op}), or undo the change."
+        )
+    elif isinstance(error, SetupError) and error.argument == "val_dl":
+        error.fix = "Give one: cp.train(train_dl, val_dl, ...); or load_best=False, which goes on from the last epoch."
+    elif isinstance(error, SetupError) and "the state has no" in error.problem:
         example = "loss_cls=torch.nn.CrossEntropyLoss" if error.argument == "loss" else "optimizer_cls=torch.optim.Adam"
-        raise SetupError(
-            f"{error.problem.replace('the state', 'the model')}",
-            cause="Nobody has set one up in this block or in one that the model went through.",
-            fix=f"Give it one, at the beginning of the block: cp.setup({example}, ...).",
-            argument=error.argument,
-        ) from None
-    except StaleRecordError as error:
-        raise StaleRecordError(
-            error.problem,
-            cause=error.cause,
-            fix="Take another checkpoint id (a fork), delete it with model.delete_checkpoint(id) and run the block again, void "
-            f"it from there with cp.reset({error.op}), say that it is the same with cp.accept({error.op}), or undo the change.",
-            checkpoint=error.checkpoint,
-            op=error.op,
-            changes=error.changes,
-            dependents=error.dependents,
-        ) from None
+        error.problem = error.problem.replace("the state", "the model")
+        error.cause = "Nobody has set one up in this block or in one that the model went through."
+        error.fix = f"Give it one, at the beginning of the block: cp.setup({example}, ...)."
+    elif error.fix is not None:
+        error.fix = error.fix.replace("ck.", "cp.")
+    error.args = ("\n".join(part for part in (error.problem, error.cause, error.fix) if part),)

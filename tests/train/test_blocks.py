@@ -79,11 +79,27 @@ def test_a_block_that_follows_another_than_it_did_is_refused_by_name(store):
     assert refused.value.checkpoint == "net--0003"
     assert again.state is here
     block(again, 2, setup=SGD, epochs=1)  # and the model can be used as before
-    other = model("another", store=store)
-    block(other, 1)
-    other.train(train_dl(), load_best=False, epochs=1)
+    again.state = ps.init(build(Mlp, 7), seed=7)
     with pytest.raises(StaleRecordError, match="the model is at a state of no checkpoint"):
-        block(other, 1)
+        block(again, 1, epochs=1)
+
+
+def test_a_cell_is_run_again_after_training_without_a_log(store):
+    m = model(store=store)
+    block(m)
+    held, count = m.state, records(m)
+    m.train(train_dl(), val_dl(), load_best=False, epochs=1)
+    m.setup(**SGD)
+    m.train(train_dl(), val_dl(), load_best=False, epochs=1)
+    assert m.epoch == 4
+    block(m)
+    assert m.state == held
+    assert records(m) == count
+    m.train(train_dl(), load_best=False, epochs=1)
+    m.delete_checkpoint(1)
+    assert m.epoch == 3  # the model was not at its end
+    block(m)
+    assert m.state == held
 
 
 def test_a_block_of_another_model_is_not_taken_for_it(store):
@@ -406,6 +422,10 @@ def test_what_is_missing_is_said_with_the_calls_of_this_face(store):
         train.Model("net", Mlp)
     with pytest.raises(TypeError, match="unexpected keyword argument"), m.checkpoint(1) as cp:
         cp.setup(loss="no", optimizer=torch.optim.Adam)
+    with pytest.raises(SetupError, match="expected store to be a Store or a MemoryStore, got str"):
+        train.Model("net", built(), store="ckpts")
+    with pytest.raises(MetricError, match="plot_metrics expects a column"), m.checkpoint(1) as cp:
+        cp.plot_metrics()
     with pytest.raises(SetupError, match="is a module"):
         train(m.state)
     assert records(m, 1) == 0

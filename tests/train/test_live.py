@@ -206,6 +206,36 @@ def test_a_change_is_noticed_at_the_next_block(m, change):
     assert m.state is here
 
 
+def test_a_change_is_noticed_although_nobody_looked(store, change):
+    do, name, _ = change
+    module = build(Mlp, 0).eval()
+    m = model(module=module, store=store)
+    do(module)  # as a script that initialises its weights behind `Model(...)`
+    with pytest.raises(MutatedStateError) as noticed:
+        block(m)
+    assert name in noticed.value.problem
+    m.adopt()
+    block(m)
+    other = model("other", module=module, store=ps.MemoryStore())
+    block(other)
+    assert m.state.digests["params"] == other.state.digests["params"]
+
+
+def test_what_was_adopted_of_a_plain_attribute_goes_and_comes_with_the_state(m):
+    module = m.model
+    attribute(module)
+    m.adopt()
+    block(m, 2, setup=None)
+    assert m.model is module
+    m.load_checkpoint(1)
+    assert m.model is not module
+    assert m.model.net[2].p == 0.5
+    block(m, 3, setup=None)
+    m.load_checkpoint(2)
+    assert m.model.net[2].p == 0.125
+    block(m, 4, setup=None)
+
+
 def test_a_change_is_discarded(m, change):
     do, _, _ = change
     undisturbed = model(store=m.store)
