@@ -25,7 +25,7 @@ from purestate.core._kept import Kept, Kinds, Known
 from purestate.core._replay import Layout, Program, Replay, written_out
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
 from purestate.core._step import Step, StepOutput, same_bits
-from purestate.core._watch import CannotCaptureError, NoEscape, OtherBitsError, StaticShapes, why
+from purestate.core._watch import CannotCaptureError, NoEscape, OtherBitsError, StaticShapes, refuse_fast_path, why
 from purestate.errors import CaptureMismatchError, StateError
 
 __all__ = ["Runner"]
@@ -207,6 +207,7 @@ class Runner:
         now = self._attributes()
         try:
             self._refuse_hidden(attributes, python, after)
+            refuse_fast_path(self.step.module, training=self.step.training)
             try:
                 program, lasts = self._believed(before, seed, (output, trees, after), NoEscape())
             except OtherBitsError:

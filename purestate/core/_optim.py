@@ -52,6 +52,10 @@ HOUSEKEEPING = frozenset(
 """Attributes of `Optimizer` that are not state."""
 
 
+_COUNT_ON_CPU = frozenset({"Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"})
+"""Classes of torch that count steps on the CPU, whatever the device of the parameters, unless ``capturable`` or ``fused``."""
+
+
 class _Defaults(dict[str, Any]):
     """An optimizer's ``defaults`` that knows what the constructor put there."""
 
@@ -207,7 +211,22 @@ def _write_state(
     state |= {name: join(slots, sources) for name, slots in kept["state"].items() if name in params}
     optimizer.state.clear()
     optimizer.state.update({param: state[name] for name, param in params.items() if name in state})
+    _counters_on_cpu(optimizer)
     optimizer.state.update({key: join(node, sources) for key, node in kept.get("named_state", {}).items()})
+
+
+def _counters_on_cpu(optimizer: Optimizer) -> None:
+    """Put counters where the classes of torch look at them without waiting for the device: leaves come all on one."""
+    if type(optimizer).__name__ not in _COUNT_ON_CPU or type(optimizer).__module__.partition(".")[0] != "torch":
+        return
+    for group in optimizer.param_groups:
+        if group.get("capturable") or group.get("fused"):
+            continue
+        for param in group["params"]:
+            slots = optimizer.state.get(param, {})
+            slots.update(
+                {slot: slots[slot].cpu() for slot in ("step", "mu_product") if isinstance(slots.get(slot), torch.Tensor)}
+            )
 
 
 def write_groups(optimizer: Optimizer, groups: Sequence[Json], sources: Sources) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CannotCaptureError", "NoEscape", "OtherBitsError", "StaticShapes", "why"]
+__all__ = ["CannotCaptureError", "NoEscape", "OtherBitsError", "StaticShapes", "refuse_fast_path", "why"]
 
 
 class CannotCaptureError(Exception):
@@ -50,6 +50,21 @@ class StaticShapes(TorchDispatchMode):
         if depends:
             raise CannotCaptureError(f"forward, loss or a metric has a shape that depends on data ({func})")
         return func(*args, **(kwargs or {}))
+
+
+def refuse_fast_path(module: nn.Module, *, training: bool) -> None:
+    """Raise `CannotCaptureError` if torch's attention layers take a kernel here that they never take while they are traced.
+
+    The other one gives the same bits for most batches, so that comparing a few proves nothing.
+    """
+    if training or not torch.backends.mha.get_fastpath_enabled():
+        return
+    for path, sub in module.named_modules():
+        if isinstance(sub, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+            raise CannotCaptureError(
+                f"in eval mode {type(sub).__name__} {path!r} takes a kernel that no trace takes "
+                "(torch.backends.mha.set_fastpath_enabled(False) before the first call forbids it)"
+            )
 
 
 def why(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from purestate.core import _optim
 from purestate.core._component import Component
@@ -252,6 +253,17 @@ def test_sparse_adam_says_itself_what_it_needs():
     optimizer = _optim.build_optimizer(Factory.make("optimizer", optim.SparseAdam, describe=str), params)
     with pytest.raises(RuntimeError, match="does not support dense gradients"):
         advance(optimizer, params, 2, 3)
+
+
+@pytest.mark.parametrize(("options", "where"), [({}, "cpu"), ({"fused": True}, "cuda"), ({"capturable": True}, "cuda")])
+def test_counters_are_where_the_class_looks_at_them(options, where):
+    with FakeTensorMode():
+        params = [nn.Parameter(torch.zeros(2, device="cuda"))]
+        optimizer = optim.Adam(params, **options)
+        optimizer.state[params[0]] = {"step": torch.zeros((), device="cuda"), "exp_avg": torch.zeros(2, device="cuda")}
+        _optim._counters_on_cpu(optimizer)
+    slots = optimizer.state[params[0]]
+    assert (slots["step"].device.type, slots["exp_avg"].device.type) == (where, "cuda")
 
 
 def test_strides_of_moments_are_kept():
