@@ -224,7 +224,7 @@ def test_the_notebook_computes_once(sessions):
     assert text_of(first.cells["state"]) == text_of(second.cells["state"]) == f"{first.looks[0][1]}\n"
     differ = {name for name in first.cells if unnumbered(first.cells[name]) != unnumbered(second.cells[name])}
     # seconds; a model that has checkpoints already; a checkpoint that holds the answers which are asked for further down
-    assert differ == {"again", "model", "checkpoint"}
+    assert differ <= {"again", "model", "checkpoint"}
 
 
 def unnumbered(cell: Any) -> Any:
