@@ -189,7 +189,9 @@ class Model(Trains):
             who, other = ("the given one", "the model") if name in state_dict else ("the model", "the given one")
             raise TreeMismatchError(
                 f"load_state_dict, model {self.id!r}: {who} has {name!r}, and {other} has not.",
-                cause="It is of a module of another structure.",
+                cause="A state holds tensors, and no extra state of a module: leave it out."
+                if name.endswith("_extra_state")
+                else "It is of a module of another structure.",
                 path=name,
             )
         self._state = self._state.replace(**leaves_from(state_dict, self._state))

@@ -327,6 +327,15 @@ def test_a_deleted_checkpoint_is_trained_again_from_its_first_input(store, capsy
     assert three_blocks(m) == hashes
 
 
+def test_a_cell_is_known_past_a_checkpoint_that_was_deleted(store):
+    m = model(store=store)
+    hashes = three_blocks(m)
+    m.delete_checkpoint(2)
+    block(m, 1, epochs=1)  # the model is at the end of 3, which came from 2, which came from 1
+    assert m.state.hash == hashes[0]
+    assert three_blocks(m) == hashes
+
+
 def test_a_deleted_checkpoint_is_trained_again_in_another_process(store):
     hashes = three_blocks(model(store=store))
     m = model(store=store)
@@ -357,6 +366,7 @@ def test_a_deleted_model_begins_anew(store, capsys):
     assert store.checkpoints() == []
     assert m.state == begin
     assert three_blocks(m) == hashes
+    assert model(store=store).state == begin  # it has its root again
     m.delete()
     other = model(store=store)
     assert other.state != begin  # the root is gone: other weights

@@ -475,3 +475,19 @@ def test_a_state_that_does_not_fit_is_refused(m, module):
     assert m.state is before
     with pytest.raises(StateError, match="expected a State, got dict"):
         m.state = m.state_dict()
+
+
+def test_extra_state_is_left_out(store):
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"version": 1}
+
+        def set_extra_state(self, state: Any) -> None:
+            assert state == {"version": 1}
+
+    m = model(module=build(Extra, 0, in_features=3, out_features=2), store=store)
+    assert list(m.state_dict()) == ["weight", "bias"]
+    with pytest.raises(TreeMismatchError, match="'_extra_state'") as refused:
+        m.load_state_dict(m.model.state_dict())
+    assert "leave it out" in str(refused.value)
+    m.load_state_dict(m.state_dict())
