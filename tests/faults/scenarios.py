@@ -1,0 +1,86 @@
+"""What is disturbed: functions of a store and of a way to say what was acknowledged. Each can be run again at any point.
+
+What is said is what a user was told: ``value`` is the same in every run, ``id``, ``length`` and ``head`` are how far a log
+must reach from then on, ``gone`` an id that must not come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import purestate as ps
+from purestate.core._hash import leaf_hash, tree_hash
+from purestate.store._disk import DiskBackend
+from purestate.store._log import DiskLog
+from tests.run.tiny import Ask, checkpoint
+
+__all__ = ["acts", "leaves_of", "resume", "save", "train"]
+
+Say = Callable[[dict[str, Any]], None]
+
+
+def leaves_of(n: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the items of record ``n``, by digest: parameters, and moments of another shape and type."""
+    rows = torch.arange(60.0).reshape(6, 10)
+    trees = {"fc.weight": rows + n, "fc.bias": rows[0] * n, "step": torch.tensor(n)}, {"0": rows.double() / (n + 1)}
+    return {digest_of(tree): tree for tree in trees}
+
+
+def digest_of(tree: dict[str, torch.Tensor]) -> str:
+    return tree_hash({name: leaf_hash(leaf) for name, leaf in tree.items()})
+
+
+def save(path: str, say: Say, *, records: int = 2, id: str = "a") -> None:
+    """Put items and append the record that names them, again and again. The log is the same in every run."""
+    backend = DiskBackend(path)
+    log = backend.log(id)
+    for n in range(records):
+        with log.lock(), backend.writing():
+            log.refresh()
+            if n == len(log.records):
+                items = leaves_of(n)
+                backend.put(items)
+                log.append("snapshot", {"items": list(items)})
+        say(_reached(log, n + 1))
+
+
+def train(path: str, say: Say, *, trains: int = 2, id: str = "a") -> None:
+    """Train a small module twice, and evaluate it."""
+    store = ps.Store(path)
+    ask, ck = Ask(), checkpoint(store, id)
+    state = ask.state()
+    for _ in range(trains):
+        state = ck.train(state, ask.train_dl, ask.val_dl, epochs=2, load_best=True)
+        say(_reached(ck._ledger.log, value=state.hash))
+    say(_reached(ck._ledger.log, value=ck.evaluate(state, ask.val_dl)))
+
+
+def resume(path: str, say: Say) -> None:
+    """Write three generations of a resume point, then clear them."""
+    backend = DiskBackend(path)
+    for n in range(3):
+        backend.save_resume("a", {"n": n}, {"params": next(iter(leaves_of(n).values()))}).result()
+        say({"point": n, "value": n})
+    backend.clear_resume("a")
+    say({"point": None, "value": "cleared"})
+
+
+def acts(path: str, say: Say) -> None:
+    """Delete a checkpoint, and void the end of another."""
+    store = ps.Store(path)
+    if any(info.id == "b" for info in store.checkpoints()):
+        store.delete("b")
+    say({"gone": "b", "value": "deleted"})
+    ck = checkpoint(store)
+    if len(list(ck._ledger.chain.binding())) > 1:
+        ck.reset(1)
+    say(_reached(ck._ledger.log, value="reset"))
+
+
+def _reached(log: DiskLog | Any, length: int | None = None, value: Any = None) -> dict[str, Any]:
+    length = len(log.records) if length is None else length
+    head = log.records[length - 1].digest
+    return {"id": log.id, "length": length, "head": head, "value": head if value is None else value}
