@@ -20,12 +20,21 @@ import optree
 import torch
 from torch import Tensor, fx
 
+from purestate.core._hash import leaf_hash
 from purestate.core._hidden import Attributes
 from purestate.core._kept import Kept, Kinds, Known
-from purestate.core._replay import Layout, Program, Replay, written_out
+from purestate.core._replay import Layout, Program, Replay, writes_into, written_out
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
-from purestate.core._step import Step, StepOutput, same_bits
-from purestate.core._watch import CannotCaptureError, NoEscape, OtherBitsError, StaticShapes, refuse_fast_path, why
+from purestate.core._step import Step, StepOutput
+from purestate.core._watch import (
+    CannotCaptureError,
+    NoEscape,
+    OtherBitsError,
+    StaticShapes,
+    WritesParametersError,
+    refuse_fast_path,
+    why,
+)
 from purestate.errors import CaptureMismatchError, StateError
 
 __all__ = ["Runner"]
@@ -35,7 +44,7 @@ _OTHER_SEED = 0x9E3779B97F4A7C15
 _PLAIN = (int, float, str, bool, bytes, type(None))
 Tensors = Mapping[str, Tensor]
 Trees = tuple[Tensors, Tensors, Tensors]
-_Expected = tuple[StepOutput, Trees, GlobalStates]
+_Expected = tuple[Mapping[str, Any], GlobalStates]
 
 
 @dataclass(slots=True)
@@ -58,7 +67,8 @@ class Runner:
 
     A captured step is compared with the uncaptured one, bit for bit, in loss, gradients, buffers, written parameters,
     metrics and generators: when it is captured, under another seed, at the next call of that kind of batch, and in epochs
-    1, 2, 4, 8 and so on. Comparing runs the step twice and holds copies of parameters and buffers meanwhile.
+    1, 2, 4, 8 and so on. Comparing runs the step twice and holds copies of the buffers and two sets of gradients meanwhile;
+    copies of the parameters only where forward writes into them.
 
     Args:
         step: From `make_gradient_step` or `make_evaluate_step`. The runner is its only user.
@@ -198,7 +208,7 @@ class Runner:
         return self.step(*trees, batch)
 
     def _capture(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
-        before = self._copies(trees, batch)
+        before, bits = self._copies(trees, batch), self._bits(trees)
         attributes = self._attributes()
         seed_all(seed)
         python = global_states()
@@ -206,15 +216,20 @@ class Runner:
         after = global_states()
         now = self._attributes()
         try:
+            if bits != self._bits(trees):
+                raise WritesParametersError
             self._refuse_hidden(attributes, python, after)
             refuse_fast_path(self.step.module, training=self.step.training)
+            expected = self._seen(output, trees), after
             try:
-                program, lasts = self._believed(before, seed, (output, trees, after), NoEscape())
+                program, lasts = self._believed(before, seed, expected, NoEscape())
             except OtherBitsError:
                 # where Python calls are watched, torch's own layers take other kernels: nothing escaped, so watch no more
-                program, lasts = self._believed(before, seed, (output, trees, after), nullcontext())
+                program, lasts = self._believed(before, seed, expected, nullcontext())
             self._bind(entry, program)
             entry.known.keep(program if lasts else None, now.values)
+        except WritesParametersError:
+            self._kinds.writes = True  # the next call captures it, with copies
         except Exception as error:
             # whatever tracing raises is a reason not to capture: the uncaptured step has just run without it
             self._kinds.why_not = why(error)
@@ -228,6 +243,8 @@ class Runner:
         self, before: tuple[Trees, Any], seed: int, expected: _Expected, watch: AbstractContextManager[Any]
     ) -> tuple[Program, bool]:
         graph, layout = self._trace(self._copies(*before), seed, watch)
+        if self.step.training and not self._kinds.writes and writes_into(graph, len(before[0][0])):
+            raise WritesParametersError
         # tensors that are no argument belong to this op's copy of the module or of the loss
         lasts = all(node.op != "get_attr" for node in graph.graph.nodes)
         program = written_out(graph, layout)
@@ -236,21 +253,24 @@ class Runner:
         trees, batch = self._copies(*before)
         seed_all(other)
         with warnings.catch_warnings(action="ignore"):
-            output = self.step(*trees, batch)
-        self._must_equal(program, before, other, (output, trees, global_states()))
+            # what is compared are digests, so that never more than two sets of gradients are in memory
+            seen = self._seen(self.step(*trees, batch), trees)
+        self._must_equal(program, before, other, (seen, global_states()))
         return program, lasts
 
     def _compare(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
-        before = self._copies(trees, batch)
+        before, bits = self._copies(trees, batch), self._bits(trees)
         seed_all(seed)
         python = global_states()
         output = self.step(*trees, batch)
         after = global_states()
         assert entry.program is not None
         try:
+            if bits != self._bits(trees):
+                raise OtherBitsError("a replay gave other bits in params")
             if entry.calls == 1:  # another op captured it
                 self._refuse_other(entry.known, python, after)
-            self._must_equal(entry.program, before, seed, (output, trees, after))
+            self._must_equal(entry.program, before, seed, (self._seen(output, trees), after))
         except CannotCaptureError as reason:
             if entry.compared >= 0:
                 raise self._mismatch(str(reason)) from None
@@ -329,11 +349,29 @@ class Runner:
         params, frozen, buffers = trees
         written = self.step.written or ()
         copied = (
-            {name: t.clone() for name, t in params.items()},
+            {name: t.clone() if self._kinds.writes or name in written else t for name, t in params.items()},
             {name: t.clone() if name in written else t for name, t in frozen.items()},
             {name: t.clone() for name, t in buffers.items()},
         )
         return copied, optree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, batch, none_is_leaf=True)
+
+    def _bits(self, trees: Trees) -> list[str]:
+        """Digests of the parameters that `_copies` does not copy: what else runs the step is not to change them."""
+        if self._kinds.writes or not self.step.training:
+            return []
+        return [leaf_hash(t) for name, t in trees[0].items() if name not in (self.step.written or ())]
+
+    def _seen(self, output: StepOutput, trees: Trees) -> dict[str, Any]:
+        """What a step gave, and what it wrote into: digests of tensors, by leaf."""
+        written = self.step.written or ()
+        found: dict[str, Any] = {"size": output.size, "loss": output.loss}
+        found |= {f"gradients[{name!r}]": g for name, g in output.gradients.items()}
+        found |= {f"buffers[{name!r}] (assigned)": b for name, b in output.buffers.items()}
+        found |= {f"params[{name!r}]": t for name, t in trees[0].items() if self._kinds.writes or name in written}
+        found |= {f"frozen[{name!r}]": t for name, t in trees[1].items() if name in written}
+        found |= {f"buffers[{name!r}]": t for name, t in trees[2].items()}
+        found |= {f"metrics[{i}]": list(pair) for i, pair in enumerate(output.sums)}
+        return {leaf: _digest(value) for leaf, value in found.items()}
 
     def _must_equal(self, program: Program, inputs: tuple[Trees, Any], seed: int, expected: _Expected) -> None:
         trees, batch = self._copies(*inputs)
@@ -343,12 +381,12 @@ class Runner:
             actual = program(*(t for tree in trees for t in tree.values()))(trees[2], *_signature(batch)[1])
         except RuntimeError as error:
             raise OtherBitsError(f"a replay gave other bits in a shape ({error})") from error
-        if leaf := _first_difference(expected[0], actual, expected[1], trees):
-            raise OtherBitsError(f"a replay gave other bits in {leaf}")
-        generators = global_states()
-        if not all(
-            map(torch.equal, [expected[2].torch_cpu, *expected[2].torch_cuda], [generators.torch_cpu, *generators.torch_cuda])
-        ):
+        seen = self._seen(actual, trees)
+        for leaf in [*expected[0], *seen]:
+            if expected[0].get(leaf) != seen.get(leaf):
+                raise OtherBitsError(f"a replay gave other bits in {leaf}")
+        before, after = expected[1], global_states()
+        if not all(map(torch.equal, [before.torch_cpu, *before.torch_cuda], [after.torch_cpu, *after.torch_cuda])):
             raise OtherBitsError("a replay gave other bits in the state of torch's generator")
 
     def _mismatch(self, reason: str) -> CaptureMismatchError:
@@ -397,20 +435,13 @@ def _tensor_key(t: Tensor) -> Any:
     return t.shape, t.dtype, t.stride() if t.layout is torch.strided else t.layout, t.device
 
 
-def _first_difference(expected: StepOutput, actual: StepOutput, expected_trees: Any, actual_trees: Any) -> str | None:
-    if expected.size != actual.size:
-        return "size"
-    pairs: list[tuple[str, Any, Any]] = [("loss", expected.loss, actual.loss)]
-    pairs += [(f"gradients[{name!r}]", g, actual.gradients.get(name)) for name, g in expected.gradients.items()]
-    pairs += [(f"buffers[{name!r}]", b, actual.buffers.get(name)) for name, b in expected.buffers.items()]
-    for subtree, before, after in zip(("params", "frozen", "buffers"), expected_trees, actual_trees, strict=True):
-        pairs += [(f"{subtree}[{name!r}]", t, after[name]) for name, t in before.items() if t is not after[name]]
-    for i, (one, other) in enumerate(zip(expected.sums, actual.sums, strict=True)):
-        pairs += [(f"metrics[{i}]", a, b) for a, b in zip(one, other, strict=True)]
-    return next((name for name, a, b in pairs if not _same(a, b)), None)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return same_bits(a, b)
-    return type(a) is type(b) and repr(a) == repr(b)
+def _digest(value: Any) -> Any:
+    """What is equal for two values of the same type and bits. Strides of axes of length 1 mean nothing."""
+    if isinstance(value, list):
+        return [_digest(item) for item in cast("list[Any]", value)]
+    if not isinstance(value, Tensor):
+        return type(value), repr(value)
+    if value.layout is torch.sparse_coo:
+        return _digest(value._indices()), _digest(value._values()), value.shape
+    strides = [stride for stride, n in zip(value.stride(), value.shape, strict=True) if n > 1]
+    return strides, value.device, leaf_hash(value)

@@ -52,9 +52,11 @@ class Kinds:
 
     Args:
         why_not: Why the step cannot be captured, once that was found.
+        writes: Whether it was seen to write into parameters.
     """
 
     why_not: str | None = None
+    writes: bool = False
     _known: OrderedDict[Hashable, Known] = field(default_factory=OrderedDict[Hashable, Known])
 
     def of(self, kind: Hashable) -> Known:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from purestate.core._step import StepOutput
 
-__all__ = ["Layout", "Program", "Replay", "written_out"]
+__all__ = ["Layout", "Program", "Replay", "writes_into", "written_out"]
 
 Replay = Callable[..., StepOutput]
 Program = Callable[..., Replay]
@@ -115,6 +115,36 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
     )
     exec(compile(source, "<captured step>", "exec"), scope)
     return scope["bind"]
+
+
+def writes_into(graph_module: fx.GraphModule, first: int) -> bool:
+    """Whether a traced step writes into one of its first so many arguments, or into a view of one."""
+    aliases: set[fx.Node] = set()
+    for i, node in enumerate(graph_module.graph.nodes):
+        if node.op == "placeholder":
+            aliases.update([node] if i < first else [])
+        elif not aliases.isdisjoint(node.all_input_nodes):
+            if node.target is operator.getitem:
+                aliases.add(node)
+            elif isinstance(node.target, torch._ops.OpOverload):
+                for argument, value in _by_position(node):
+                    if argument.alias_info is not None and not aliases.isdisjoint(_nodes_in(value)):
+                        if argument.alias_info.is_write:
+                            return True
+                        aliases.add(node)
+    return False
+
+
+def _by_position(node: fx.Node) -> list[tuple[Any, Any]]:
+    parameters = cast("Any", node.target)._schema.arguments
+    named = {parameter.name: parameter for parameter in parameters}
+    return [*zip(parameters, node.args, strict=False), *((named[name], value) for name, value in node.kwargs.items())]
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    if isinstance(value, fx.Node):
+        return [value]
+    return [n for item in value for n in _nodes_in(item)] if isinstance(value, (list, tuple)) else []
 
 
 def _drop_aliases(graph: fx.Graph) -> None:

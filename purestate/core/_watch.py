@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CannotCaptureError", "NoEscape", "OtherBitsError", "StaticShapes", "refuse_fast_path", "why"]
+__all__ = ["CannotCaptureError", "NoEscape", "OtherBitsError", "StaticShapes", "WritesParametersError", "refuse_fast_path", "why"]
 
 
 class CannotCaptureError(Exception):
@@ -22,6 +22,10 @@ class CannotCaptureError(Exception):
 
 class OtherBitsError(CannotCaptureError):
     """A replay gave other bits than the uncaptured step."""
+
+
+class WritesParametersError(CannotCaptureError):
+    """Forward writes into parameters, so that whatever runs it beside the step itself needs copies of them."""
 
 
 _DATA: Any = Tensor.data  # on the class it is a descriptor, which the types of torch do not say

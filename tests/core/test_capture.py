@@ -279,3 +279,44 @@ def test_an_evaluation_is_captured_and_modifies_nothing() -> None:
         assert runner.captured == 1
         assert {bits(o.loss) for o in outputs} == {bits(outputs[0].loss)}
         assert_trees_identical(trees, before)
+
+
+def test_a_step_that_writes_its_parameters_is_captured_with_copies() -> None:
+    class Shrinking(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.fc.weight.data.mul_(0.5)
+            return super().forward(x)
+
+    module = build(Shrinking)
+    runner, trees = runner_of(module)
+    step, (_, *reference) = make_gradient_step(take_apart(module)[0], make_objective(CE)), take_apart(module)
+    for i in range(6):
+        loss = run(runner, trees, [batch()])[0].loss
+        assert bits(loss) == bits(step(*reference, batch()).loss)
+        assert_trees_identical(trees, reference)
+        assert runner.captured == (i > 1)
+
+
+def test_a_write_that_shows_in_no_first_batch_is_seen_in_the_trace() -> None:
+    class Clamping(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.fc.weight.data.clamp_(-9, 9)
+            return super().forward(x)
+
+    runner, trees = runner_of(build(Clamping))
+    run(runner, trees, [batch()] * 2)
+    assert (runner.captured, runner._kinds.writes) == (0, True)
+    run(runner, trees, [batch()] * 2)
+    assert (runner.captured, runner.notice) == (1, None)
+
+
+def test_parameters_are_not_copied_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, trees = runner_of(build(Linear))
+    copies: list[Any] = []
+    original = Runner._copies
+    monkeypatch.setattr(Runner, "_copies", lambda *a: (copies.append(original(*a)), copies[-1])[1])
+    for n in range(1, 4):
+        runner.start_epoch(n)
+        run(runner, trees, [batch()] * 3)
+    assert len(copies) > 4
+    assert all(params["fc.weight"] is trees[0]["fc.weight"] for (params, *_), _ in copies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 import purestate as ps
 from purestate.core import _ops as ops
+from purestate.core._capture import Runner
 from purestate.core._key import Key
 from purestate.core._seeds import preserved_generators
 from purestate.core._state import State
@@ -418,3 +420,19 @@ def test_an_epoch_of_exactly_a_thousand_steps() -> None:
     """Losses are looked at once in a thousand steps, and none may be left over at the end."""
     (epoch,) = run(state(), [TRAIN[0]] * 1000, epochs=1)
     assert epoch.state.counters.step == 1000
+
+
+def test_one_set_of_gradients_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    original = Runner.__call__
+
+    def call(self: Runner, *arguments: Any) -> Any:
+        assert [ref() for ref in alive if ref() is not None] == []
+        out = original(self, *arguments)
+        alive.extend(weakref.ref(g) for g in out.gradients.values() if g is not None)
+        return out
+
+    monkeypatch.setattr(Runner, "__call__", call)
+    for clip in (None, 1.0):
+        run(state(clip_grad_norm=clip), TRAIN, epochs=3)
+    assert len(alive) > 20
