@@ -129,6 +129,10 @@ class Curve:
 
         return plot_lr_vs_loss(self.rates, self.losses, self.suggestion, start=start, end=end)
 
+    def __repr__(self) -> str:
+        ends = f" from {self.rates[0]:g} to {self.rates[-1]:g}" if self.rates else ""
+        return f"Curve({counted(len(self.rates), 'rate')}{ends}, suggestion={self.suggestion!r})"
+
     def _repr_png_(self) -> bytes:
         chart: Any = self.plot()
         return chart._repr_png_()

@@ -154,7 +154,7 @@ class ModelCheckpoint(_Named, Trains):
         """
         with advice():
             figure = self._log.plot_metrics() if hist is None else plot_metrics(hist)
-        if self._open and "ipykernel" in sys.modules:
+        if self._open and "ipykernel.zmqshell" in sys.modules:
             from IPython.display import display  # pyright: ignore[reportMissingImports]
 
             display(figure)

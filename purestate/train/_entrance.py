@@ -125,11 +125,15 @@ class Entrances:
             f"{parent['checkpoint']} {op_name(parent['op'])}" if parent else "a state of no checkpoint" for parent in (then, now)
         ]
         hashes = start["base"], state.origin.base or state.hash
+        there = then is not None and any(
+            record.body["out"]["hash"] == hashes[0]
+            for _, _, record in [*Ledger(self._backend, then["checkpoint"]).chain.finished()][-1:]
+        )
+        ways = "take another id (a fork), or delete it with model.delete_checkpoint(id) and run the block again."
         return StaleRecordError(
             f"{shown} began from {places[0]} ({short(hashes[0])}), and the model is at {places[1]} ({short(hashes[1])}).",
             cause="Its records answer for training that went on from there, and not from here.",
-            fix="Go there with model.load_checkpoint(id) before the block, take another id (a fork), or delete it with "
-            "model.delete_checkpoint(id) and run the block again.",
+            fix=f"Go there with model.load_checkpoint(id) before the block, {ways}" if there else ways.capitalize(),
             checkpoint=name,
             op=0,
             changes=(("input", hashes[0], hashes[1]),),

@@ -336,7 +336,7 @@ class Model(Trains):
         from purestate.view import html_table
 
         rows = [self._row(info) for info in self.checkpoints()]
-        table = html_table(rows, ["checkpoint", "description", "epochs", "last epoch", "state"])
+        table = html_table(rows, ["checkpoint", "description", "epochs", "metrics", "state"])
         return f"<p><b>{self.id}</b>, epoch {self.epoch}, step {self.step}, {short(self._state.hash)}</p>{table}"
 
     def _row(self, info: CheckpointInfo) -> list[str]:

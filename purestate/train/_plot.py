@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from purestate import run
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from purestate.train._checkpoint import ModelCheckpoint
 
 __all__ = ["plot_lr_vs_loss", "plot_metrics"]
 
 
-def plot_metrics(hist: Mapping[str, Sequence[Any]]) -> Figure:
+def plot_metrics(hist: Mapping[str, Sequence[Any]] | Sequence[ModelCheckpoint]) -> Figure:
     """Return a figure of a history: one chart a metric, training and validation together. Opens no window.
 
     Args:
-        hist: What `train` returned, or the ``history`` of a checkpoint.
+        hist: What `train` returned, or the ``history`` of a checkpoint; or checkpoints of a model, which are compared.
     """
     from purestate import view
 
+    if not isinstance(hist, Mapping):
+        return run.plot_metrics([checkpoint._log for checkpoint in hist])
     return view.plot_metrics([{name: values for name, values in hist.items() if name != "log"}])
 
 

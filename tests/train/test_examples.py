@@ -237,7 +237,6 @@ def test_a_kernel_starts_without_warnings(sessions, session):
     assert sessions[session].log == ""
 
 
-@pytest.mark.xfail(reason="run/_progress.py imports tqdm.auto, which warns in a kernel without ipywidgets", strict=True)
 def test_nothing_is_red(sessions):
     """Without ipywidgets, too, which are in ``jupyter`` and not in the tests, and whose absence tqdm would tell."""
     cells = [cell for session in sessions for cell in (*session.cells.values(), *session.again)]
