@@ -24,12 +24,15 @@ Each class subclasses `PureStateError` and the standard exception that a strange
     └── StoreError(OSError)                disk
         ├── InvalidIdError(ValueError)     an id that cannot name a checkpoint
         ├── CheckpointNotFoundError(FileNotFoundError)
+        ├── CheckpointExistsError(FileExistsError)   there is another one of that name
         ├── MissingSnapshotError(FileNotFoundError)   the record is there, its bytes are not
         ├── CorruptItemError               bytes differ from their hash
         ├── CorruptLogError                a log is damaged before its last line
         ├── FormatVersionError             the store was written by a newer format
         ├── StoreLockedError(BlockingIOError)         somebody else is writing
         └── StoreWriteError                a write, fsync or the writer process failed
+
+`PureStateWarning`, a UserWarning, says that something works and that less is guaranteed than elsewhere.
 
 A message has up to three parts, each on a line of its own: what was expected and what came, with the
 place; the likely cause; the call that shows or mends it. The first line stands alone.
@@ -42,6 +45,7 @@ from typing import Any
 __all__ = [
     "BatchError",
     "CaptureMismatchError",
+    "CheckpointExistsError",
     "CheckpointNotFoundError",
     "CorruptItemError",
     "CorruptLogError",
@@ -59,6 +63,7 @@ __all__ = [
     "MutatedStateError",
     "NonFiniteLossError",
     "PureStateError",
+    "PureStateWarning",
     "ReplayError",
     "SetupError",
     "StaleRecordError",
@@ -69,6 +74,10 @@ __all__ = [
     "TreeMismatchError",
     "UnsupportedError",
 ]
+
+
+class PureStateWarning(UserWarning):
+    """Something works, and less is guaranteed than elsewhere: a store on a network file system, for example."""
 
 
 class PureStateError(Exception):
@@ -216,6 +225,12 @@ class CheckpointNotFoundError(StoreError, FileNotFoundError):
     available: tuple[str, ...] = ()
 
 
+class CheckpointExistsError(StoreError, FileExistsError):
+    """A store has another checkpoint of that name."""
+
+    id: str | None = None
+
+
 class MissingSnapshotError(StoreError, FileNotFoundError):
     """A record names an item whose bytes are not in the store."""
 
@@ -226,6 +241,7 @@ class CorruptItemError(StoreError):
     """The bytes of an item differ from their hash."""
 
     leaf: str | None = None
+    file: str | None = None
     digest: str | None = None
     actual: str | None = None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
+from purestate.errors import CorruptItemError, MissingSnapshotError
 from purestate.run._chain import Chain, RecordLike, Trajectory
 from purestate.run._snapshot import Items, restore
 from purestate.store._backend import Backend
@@ -32,6 +33,7 @@ class Ledger:
         self.log = backend.log(id, must_exist=must_exist)
         self.chain = Chain()
         self._description = description
+        self._unnamed = ExitStack()
         self.chain.update(self.log.records)
 
     @property
@@ -51,7 +53,7 @@ class Ledger:
     @contextmanager
     def writing(self) -> Iterator[Chain]:
         """Hold the checkpoint's lock, for an op that computes. Yields the chain as it is then."""
-        with self.log.lock(), self.backend.writing():
+        with self.log.lock(), self._unnamed:
             yield self.refresh()
 
     def append(self, kind: str, body: Mapping[str, Any]) -> RecordLike:
@@ -60,18 +62,22 @@ class Ledger:
         Effects:
             One line in the log; creates the checkpoint with its first record.
         """
-        if not self.log.records and kind != "checkpoint":
-            self.append("checkpoint", {"description": self._description})
+        if not self.log.records:
+            self.chain.add(self.log.append("checkpoint", {"description": self._description}))
             self.backend.journal("create", checkpoint=self.id)
         record = self.log.append(kind, dict(body))
+        self._unnamed.close()
         self.chain.add(record)
         return record
 
     def put(self, items: Items) -> None:
-        """Make items durable; those that are there cost nothing."""
-        missing = {digest: tensors for digest, tensors in items.items() if not self.backend.has(digest)}
-        if missing:
-            self.backend.put(missing)
+        """Make items durable; those that are there and whole are not written again.
+
+        From here until the next record, which is to name them, no item of the store is collected.
+        """
+        if items:
+            self._unnamed.enter_context(self.backend.writing())
+            self.backend.put(items)
 
     def parent(self, train: Trajectory, record: RecordLike, state_hash: str, epochs: int) -> dict[str, Any] | None:
         """Return what `State.answered` remembers of the record that holds a state; None where no record is kept.
@@ -95,4 +101,18 @@ class Ledger:
 
     def restore(self, snapshot: Mapping[str, Any], recipe: Recipe | None, device: torch.device | str = "cpu") -> State:
         """Return the lazy state of a snapshot."""
-        return restore(snapshot, self.backend, recipe=recipe, device=device)
+        return restore(snapshot, self, recipe=recipe, device=device)
+
+    def get(self, digest: str) -> dict[str, torch.Tensor]:
+        """Return an item of a state of this checkpoint.
+
+        Raises:
+            CorruptItemError: Its bytes are not what they were; names leaf and file, and what can be loaded in its place.
+            MissingSnapshotError: It is not there; says when a collection removed it, if one did.
+        """
+        try:
+            return self.backend.get(digest)
+        except (CorruptItemError, MissingSnapshotError) as error:
+            from purestate.run._salvage import explained
+
+            raise explained(self, digest, error) from None

@@ -12,22 +12,47 @@ import torch
 
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
-from purestate.errors import MissingSnapshotError
+from purestate.errors import CorruptLogError, MissingSnapshotError
 from purestate.run._ledger import Ledger
 from purestate.store._backend import Backend
 
-__all__ = ["Parent", "ancestors", "first_input", "restore_parent"]
+__all__ = ["Parent", "ancestors", "first_input", "home", "restore_parent"]
 
 Parent = Mapping[str, Any]
 
 
+def home(backend: Backend, parent: Parent) -> Ledger | None:
+    """Return the checkpoint that the record of a parent is in: of the name that it had then, else of another since.
+
+    Names change (`Store.rename`, a copy in another store); a record is known by its digest.
+    """
+    seq, digest = parent["seq"], parent["record"]
+    for id in dict.fromkeys((parent["checkpoint"], *backend.ids())):
+        try:
+            records = backend.log(id).records
+        except CorruptLogError:
+            if id == parent["checkpoint"]:
+                raise
+            continue  # of one that may have nothing to do with it
+        if seq < len(records) and records[seq].digest == digest:
+            return Ledger(backend, id)
+    return None
+
+
 def ancestors(backend: Backend, parent: Parent | None) -> Iterator[Parent]:
-    """Yield a parent, the parent of the checkpoint that it is in, and so on, as far as the logs are there."""
+    """Yield a parent, the parent of the checkpoint that it is in, and so on, as far as the logs are there.
+
+    They have the names that their checkpoints have now.
+    """
     seen: set[str] = set()
-    while parent is not None and parent["checkpoint"] not in seen:
-        yield parent
-        seen.add(parent["checkpoint"])
-        trains = Ledger(backend, parent["checkpoint"]).chain.trains
+    while parent is not None:
+        ledger = home(backend, parent)
+        name = parent["checkpoint"] if ledger is None else ledger.id
+        if name in seen:
+            return
+        seen.add(name)
+        yield {**parent, "checkpoint": name}
+        trains = ledger.chain.trains if ledger is not None else []
         parent = trains[0].start.body["parent"] if trains else None
 
 
@@ -43,11 +68,10 @@ def restore_parent(backend: Backend, parent: Parent, recipe: Recipe | None, devi
     Raises:
         MissingSnapshotError: The record is gone, or keeps no snapshot.
     """
-    ledger = Ledger(backend, parent["checkpoint"])
-    records = ledger.log.records
-    record = records[parent["seq"]] if parent["seq"] < len(records) else None
+    ledger = home(backend, parent)
     kept: Any = None
-    if record is not None and record.digest == parent["record"]:
+    if ledger is not None:
+        record = ledger.log.records[parent["seq"]]
         if record.kind == "epoch":
             train = next((train for train in ledger.chain.trains if train.start.seq == record.body["of"]), None)
             kept = train.kept().get(record.body["n"]) if train else None
@@ -55,13 +79,13 @@ def restore_parent(backend: Backend, parent: Parent, recipe: Recipe | None, devi
             # an answer keeps its best epoch beside what it returned, and a state may be either
             states = [record.body["state"]] if record.kind == "root" else [record.body["out"], *record.body["kept"].values()]
             kept = next((state for state in states if state["hash"] == parent["hash"]), None)
-    if kept is None:
+    if ledger is None or kept is None:
         raise MissingSnapshotError(
             f"checkpoint {parent['checkpoint']!r}: the state {parent['hash'][:11]} of record {parent['seq']} is not there.",
             cause="The checkpoint was deleted or begun anew, or the epoch is one whose state was not kept.",
             fix="Run the script that made it again.",
         )
-    return ledger.restore(kept, recipe, device).answered(parent)
+    return ledger.restore(kept, recipe, device).answered({**parent, "checkpoint": ledger.id})
 
 
 def first_input(ledger: Ledger, recipe: Recipe | None, device: torch.device | str = "cpu") -> State:

@@ -5,10 +5,10 @@ The three differ only in the backend that keeps the bytes. A store never trains 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import nn
@@ -17,13 +17,19 @@ from purestate.core import _module
 from purestate.core._hash import short
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
-from purestate.errors import MissingSnapshotError, StateError
+from purestate.errors import MissingSnapshotError, SetupError, StateError
 from purestate.run._answers import counted, op_name
 from purestate.run._checkpoint import Checkpoint
+from purestate.run._export import export_orbax
+from purestate.run._inspect import SnapshotInfo, inspect
 from purestate.run._ledger import Ledger
-from purestate.run._load import answer_of, load, snapshot_of
+from purestate.run._load import answer_of, load, metrics_of, snapshot_of
+from purestate.run._maintain import items_of, named, roots
 from purestate.store._backend import Backend
+from purestate.store._check import check
+from purestate.store._copy import copy
 from purestate.store._disk import DiskBackend
+from purestate.store._report import CheckReport, CopyReport, GcReport, Level, RepairReport
 
 __all__ = ["CheckpointInfo", "MemoryStore", "NullStore", "Store"]
 
@@ -37,7 +43,7 @@ class CheckpointInfo:
         description: What it is about.
         trains: How many trains its chain has.
         epochs: How many epochs they cover.
-        metrics: The metrics of its last epoch.
+        metrics: The metrics of the state that its last train returned.
         state: The hash of its last answer, else of its root; None if there is neither.
         parent: Where its first state came from: checkpoint, op and state hash; None for a root.
     """
@@ -93,6 +99,7 @@ class _Store:
         """Return the checkpoints as a table for people."""
         from purestate.view import text_table
 
+        homes = self._homes()
         rows = [
             [
                 info.id,
@@ -101,22 +108,20 @@ class _Store:
                 info.epochs,
                 ", ".join(f"{name} {value:.4f}" for name, value in info.metrics.items() if name.startswith("val_")),
                 short(info.state) if info.state else "",
-                f"{info.parent['checkpoint']}:{op_name(info.parent['op']).removeprefix('train ')}" if info.parent else "",
+                f"{_home(info.parent, homes) or info.parent['checkpoint']}:{op_name(info.parent['op']).removeprefix('train ')}"
+                if info.parent
+                else "",
             ]
             for info in self.checkpoints()
         ]
-        return text_table(rows, ["id", "description", "trains", "epochs", "last epoch", "state", "from"])
+        return text_table(rows, ["id", "description", "trains", "epochs", "metrics", "state", "from"])
 
     def lineage(self) -> str:
         """Return which checkpoint was forked from which, as a tree for people."""
-        infos = {info.id: info for info in self.checkpoints()}
-        records = {id: {record.digest for record in self._backend.log(id).records} for id in infos}
         children: dict[str | None, list[CheckpointInfo]] = {}
-        for info in infos.values():
-            above = info.parent["checkpoint"] if info.parent else None
-            # a checkpoint that was deleted and begun anew has the name of the parent, and not its record
-            known = above in infos and info.parent is not None and info.parent["record"] in records[above]
-            children.setdefault(above if known else None, []).append(info)
+        homes = self._homes()
+        for info in self.checkpoints():
+            children.setdefault(_home(info.parent, homes), []).append(info)
 
         def lines(above: str | None, indent: str) -> list[str]:
             found: list[str] = []
@@ -161,6 +166,165 @@ class _Store:
             device = like.device if isinstance(like, State) else "cpu"
         return load(Ledger(self._backend, id, must_exist=True), recipe, device, op=op, best=best)
 
+    def inspect(self, id: str, *, op: int | None = None, best: bool = False) -> SnapshotInfo:
+        """Return what a snapshot holds, without reading a tensor: names, shapes, dtypes, sizes and metrics.
+
+        Args:
+            id: The checkpoint.
+            op: As for `load`.
+            best: As for `load`.
+
+        Raises:
+            CheckpointNotFoundError: There is no such checkpoint.
+            MissingSnapshotError: It has no such op, or no finished one; or an item is not in the store.
+            CorruptItemError: What is noted of an item is not of that item.
+
+        Example:
+            >>> import purestate as ps, torch
+            >>> store = ps.MemoryStore()
+            >>> s0 = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+            >>> s0 = ps.setup(s0, loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
+            >>> s1 = store.checkpoint("a", echo=None).train(s0, [(torch.ones(4, 2), torch.ones(4, 1))], epochs=1)
+            >>> [(leaf.path, leaf.shape, leaf.dtype, leaf.bytes) for leaf in store.inspect("a").leaves]
+            [("params['weight']", (1, 2), 'float32', 8), ("params['bias']", (1,), 'float32', 4)]
+        """
+        return inspect(Ledger(self._backend, id, must_exist=True), op=op, best=best)
+
+    def check(self, level: Level = "items") -> CheckReport:
+        """Look for damage, and change nothing. It may run while others write.
+
+        Args:
+            level: ``'records'`` verifies every line of every log, and reads the journal. ``'items'`` also looks whether each item
+                that a record names is there, with the names and sizes that it was written with, and what lies about in the
+                folder. ``'bytes'`` also reads all of them and compares every leaf with its hash.
+
+        Returns:
+            The findings, each with its place and what mends it. ``report.ok`` says whether anything is lost.
+
+        Raises:
+            SetupError: There is no such level.
+
+        Example:
+            >>> import purestate as ps
+            >>> print(ps.MemoryStore().check())
+            ok: 0 checkpoints, 0 records, 0 items, their names and sizes
+        """
+        if level not in get_args(Level):
+            raise SetupError(f"check: level must be one of {get_args(Level)}, got {level!r}.", argument="level")
+        return check(self._backend, items_of, level)
+
+    def repair(self) -> RepairReport:
+        """Mend what can be mended in one way only, and nothing else.
+
+        Last lines that a crash cut short are cut off, with a copy kept beside the log; files of writers that were killed are
+        removed. What is damaged stays as it is: `check` says what to do. What is being written now is left alone.
+
+        Raises:
+            StoreWriteError: The store cannot be written.
+
+        Effects:
+            See above; a line in the store's journal if anything was done.
+        """
+        return self._backend.repair()
+
+    def gc(self, *, dry_run: bool = False, voided: bool = False, timeout: float | None = 60.0) -> GcReport:
+        """Remove the items that no record names: those of deleted checkpoints, and of writers that were killed.
+
+        It waits until nobody is between writing an item and the record that names it; training goes on meanwhile. A kill at any
+        point leaves every item that a record names. Resume points hold their tensors themselves and are not touched.
+
+        Args:
+            dry_run: Remove nothing, and return what would be.
+            voided: Remove the states of voided answers too (see `Checkpoint.reset`), except for those that another train began
+                from. Their records stay; looking at such a state is then a `MissingSnapshotError` that says so.
+            timeout: Seconds to wait for writers; None waits for ever.
+
+        Returns:
+            Which items and how many bytes.
+
+        Raises:
+            StoreLockedError: Somebody is still writing.
+            CorruptLogError: A log is damaged: nobody knows what it named, so nothing is removed.
+            FormatVersionError: A record is of a newer version, which may name items in another way.
+            StoreError: There is a log in a folder whose name is no id.
+
+        Effects:
+            Fewer items, and a line in the store's journal.
+        """
+        return self._backend.collect(
+            lambda: roots(self._backend, with_voided=not voided), dry_run=dry_run, timeout=timeout, voided=voided
+        )
+
+    def copy(self, to: str | Path | _Store, ids: Sequence[str] | None = None) -> CopyReport:
+        """Copy checkpoints into another store: their items first, each verified, and their records last.
+
+        What is there is not copied again, so that it can be called again and again. Resume points stay. Whoever trains in this
+        store meanwhile does not disturb it: the records are copied as they were at the beginning.
+
+        Args:
+            to: A store, or the folder of one.
+            ids: Which checkpoints; all of them if left out.
+
+        Raises:
+            CheckpointNotFoundError: There is none of that name.
+            CheckpointExistsError: The other store has another checkpoint of that name.
+            MissingSnapshotError: An item is not in this store. Those of voided records may be missing.
+            CorruptItemError: An item is damaged here.
+            StoreLockedError: Somebody writes that checkpoint in the other store.
+
+        Effects:
+            Items and records in the other store, durable on return, and lines in its journal.
+        """
+        if isinstance(ids, str):
+            raise SetupError(f"copy: ids must be a list of ids, got {ids!r}.", fix=f"Write ids=[{ids!r}].", argument="ids")
+        target = to._backend if isinstance(to, _Store) else DiskBackend(to)
+        return copy(self._backend, target, self._backend.ids() if ids is None else list(ids), named)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a checkpoint another name. Its records stay as they are, and `lineage` finds it by them.
+
+        Objects that were made by `checkpoint` or `open` under the old name do not follow.
+
+        Args:
+            old: Which one.
+            new: Its name from now on.
+
+        Raises:
+            CheckpointNotFoundError: There is none.
+            CheckpointExistsError: There is one of the new name.
+            InvalidIdError: The new name cannot be one.
+            StoreLockedError: Somebody is writing it.
+
+        Effects:
+            A line in the store's journal.
+        """
+        self._backend.rename(old, new)
+
+    def export_orbax(self, id: str, path: str | Path) -> Path:
+        """Write the answers of a checkpoint as Orbax's ``CheckpointManager`` does, one step an op.
+
+        ``orbax.checkpoint.CheckpointManager(path).restore(op)`` then returns a dict of subtrees (``'params'``, ``'buffers'``,
+        ``'frozen'``, ``'ema'``, ``'optimizer'``, ``'extra'``, those that there are) of arrays by name. Names are escaped as in
+        items: each byte outside of ``[A-Za-z0-9_.-]`` as ``%XX``. Leaves without elements, which Orbax refuses, are left out.
+
+        Args:
+            id: The checkpoint.
+            path: A folder that does not exist yet, or is empty.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointNotFoundError: There is no such checkpoint.
+            MissingSnapshotError: It has no finished op, or the bytes of one are not in the store.
+            CorruptItemError: They are damaged.
+            StoreWriteError: The folder cannot be written, or there is something in it.
+
+        Effects:
+            The folder. Starts the writer process.
+        """
+        return export_orbax(Ledger(self._backend, id, must_exist=True), Path(path).absolute())
+
     def delete(self, id: str) -> None:
         """Remove a checkpoint: its log and resume points. Its items stay, since other checkpoints may share them.
 
@@ -180,13 +344,21 @@ class _Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _homes(self) -> dict[str, list[str]]:
+        """Return which checkpoints have a record, by its digest: a parent may have another name since, or several."""
+        homes: dict[str, list[str]] = {}
+        for id in self._backend.ids():
+            for record in self._backend.log(id).records:
+                homes.setdefault(record.digest, []).append(id)
+        return homes
+
     def _info(self, ledger: Ledger) -> CheckpointInfo:
         chain = ledger.chain
         finished, root = list(chain.finished()), chain.root
         metrics: dict[str, float] = {}
         if finished:
             _, train, record = finished[-1]
-            metrics = train.history()[record.body["last"]]
+            metrics = metrics_of(train, record, best=False)
         return CheckpointInfo(
             id=ledger.id,
             description=ledger.description,
@@ -292,8 +464,18 @@ class NullStore(_Store):
 def _foreign_parent(ledger: Ledger) -> dict[str, Any] | None:
     if not ledger.chain.trains:
         return None
-    parent = ledger.chain.trains[0].start.body["parent"]
-    return parent if parent and parent["checkpoint"] != ledger.id else None
+    parent, records = ledger.chain.trains[0].start.body["parent"], ledger.log.records
+    if parent is None:
+        return None
+    # by the record, not by the name, which may be another since
+    own = parent["seq"] < len(records) and records[parent["seq"]].digest == parent["record"]
+    return None if own else parent
+
+
+def _home(parent: dict[str, Any] | None, homes: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the checkpoint that has the record of a parent: the one of the name that it had, or another."""
+    found = homes.get(parent["record"], ()) if parent is not None else ()
+    return next((id for id in found if parent is not None and id == parent["checkpoint"]), found[0] if found else None)
 
 
 def _recipe_of(like: nn.Module | State | None) -> Recipe | None:

@@ -5,16 +5,37 @@ A backend stores records and tensors by name. It knows nothing of states, ops or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from purestate.errors import CheckpointNotFoundError
+from purestate.errors import CheckpointExistsError, CheckpointNotFoundError, StoreError
 from purestate.store._record import Record
 
-__all__ = ["Backend", "Handle", "Log", "not_found"]
+if TYPE_CHECKING:
+    from purestate.store._report import Finding, GcReport, RepairReport
+
+__all__ = ["Backend", "Handle", "Leaf", "Log", "not_found", "taken_name"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """What is known of a leaf of an item without reading it.
+
+    Args:
+        dtype: ``'float32'``.
+        shape: Its shape.
+        size: Its bytes.
+        hash: What it was hashed to, see `purestate.core._hash.leaf_hash`.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    hash: str
 
 
 class Handle(Protocol):
@@ -42,6 +63,8 @@ class Log(Protocol):
     """The records of one checkpoint, in the order in which they were appended."""
 
     id: str
+    torn: int
+    """Bytes of a last line that was never finished, as of the last look."""
 
     @property
     def records(self) -> Sequence[Record]:
@@ -93,6 +116,22 @@ class Log(Protocol):
         """
         ...
 
+    def extend(self, records: Sequence[Record]) -> None:
+        """Append records of another log as they are, durably, and all of them or none.
+
+        Args:
+            records: Those that follow the last one here.
+
+        Raises:
+            BadLineError: They do not follow.
+            StoreLockedError: The lock is not held.
+            StoreWriteError: They could not be written.
+
+        Effects:
+            As of `append`.
+        """
+        ...
+
 
 class Backend(Protocol):
     """A place for logs, items and resume points."""
@@ -130,8 +169,12 @@ class Backend(Protocol):
         """Return whether an item is there."""
         ...
 
+    def items(self) -> Iterator[str]:
+        """Yield the digests of the items that are there, in no order."""
+        ...
+
     def put(self, items: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Write the items that are not there, and return once they are durable.
+        """Write the items that are not there or are damaged, and return once they are durable.
 
         Args:
             items: Flat trees of dense tensors, by their digest: ``tree_hash({name: leaf_hash(leaf)})``. Not modified;
@@ -155,6 +198,25 @@ class Backend(Protocol):
             MissingSnapshotError: It is not there.
             CorruptItemError: Its bytes are not what they were; names the leaf.
             TreeMismatchError: It has no leaf of that name.
+        """
+        ...
+
+    def describe(self, digest: str, *, what: str = "an item") -> dict[str, Leaf]:
+        """Return what is noted of the leaves of an item, by name, without reading a tensor.
+
+        Raises:
+            MissingSnapshotError: It is not there.
+            CorruptItemError: What is noted is not of this item.
+        """
+        ...
+
+    def faults(self, digest: str, what: str, *, hashed: bool) -> Iterator[StoreError]:
+        """Yield what is wrong with an item: that it is missing, and every file and leaf that is damaged. Raises none of it.
+
+        Args:
+            digest: Which item.
+            what: What it is for people.
+            hashed: Whether its bytes are read; else only what is noted of it, and the sizes of its files.
         """
         ...
 
@@ -183,6 +245,22 @@ class Backend(Protocol):
         """Remove the resume points of a checkpoint. Waits for one that is being written."""
         ...
 
+    def rename(self, old: str, new: str, timeout: float | None = 10.0) -> None:
+        """Give a checkpoint another name.
+
+        Args:
+            old: Which one.
+            new: Its name from now on.
+            timeout: Seconds to wait for somebody who writes it; None waits for ever.
+
+        Raises:
+            CheckpointNotFoundError: There is none.
+            CheckpointExistsError: There is one of the new name.
+            InvalidIdError: The new name cannot be one.
+            StoreLockedError: Somebody is writing it.
+        """
+        ...
+
     def delete(self, id: str, timeout: float | None = 10.0) -> None:
         """Remove a checkpoint: its log and resume points. Items stay until they are collected.
 
@@ -204,6 +282,36 @@ class Backend(Protocol):
         """Return what `journal` noted, oldest first."""
         ...
 
+    def oddities(self) -> Iterator[Finding]:
+        """Yield what is odd about the journal."""
+        ...
+
+    def strays(self, named: Collection[str] | None) -> Iterator[Finding]:
+        """Yield what lies about and belongs to nothing.
+
+        Args:
+            named: The items that records name; None if that is not known.
+        """
+        ...
+
+    def repair(self) -> RepairReport:
+        """Mend what can be mended in one way only: torn last lines, and what killed writers left."""
+        ...
+
+    def collect(self, named: Callable[[], Collection[str]], *, dry_run: bool, timeout: float | None, **details: Any) -> GcReport:
+        """Remove the items that are not named, while nobody can begin to name one.
+
+        Args:
+            named: Returns the items to keep; asked when nobody can append.
+            dry_run: Whether to remove none.
+            timeout: Seconds to wait for writers; None waits for ever.
+            **details: What the journal notes beside the items.
+
+        Raises:
+            StoreLockedError: Somebody is writing.
+        """
+        ...
+
     def close(self) -> None:
         """Wait for what is written in the background and free what is held. The backend can still be used."""
         ...
@@ -217,4 +325,13 @@ def not_found(id: str, available: Sequence[str], where: str) -> CheckpointNotFou
         fix="A checkpoint is there from its first record on.",
         id=id,
         available=tuple(available),
+    )
+
+
+def taken_name(id: str, where: str) -> CheckpointExistsError:
+    """Return the error for a name that another checkpoint has."""
+    return CheckpointExistsError(
+        f"There is already a checkpoint {id!r} in {where}.",
+        fix="Take another name, or delete that one first: store.delete(id).",
+        id=id,
     )

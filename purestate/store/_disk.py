@@ -1,12 +1,15 @@
-"""`DiskBackend`: a store in a folder. Joins the log, the items, the resume points, the locks and the journal."""
+"""`DiskBackend`: a store in a folder. Joins the log, the items, the resume points, the locks and the journal.
+
+What looks after the whole folder, and needs all of them, is in `_repair`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from purestate.errors import CorruptLogError, FormatVersionError, StoreError, StoreWriteError
-from purestate.store._backend import Handle, not_found
-from purestate.store._files import make_folder, sync_folder, unique, write_file, writing
+from purestate.store._backend import Handle, Leaf, not_found, taken_name
+from purestate.store._files import make_folder, must_be_inside, read_file, sync_folder, unique, write_errors, write_file
 from purestate.store._journal import Journal
-from purestate.store._layout import FORMAT_VERSION, Layout, check_id
+from purestate.store._layout import FORMAT_VERSION, Layout, check_id, is_id
 from purestate.store._locks import FileLock
 from purestate.store._log import DiskLog
+from purestate.store._mounts import warn_of_network
 
 if TYPE_CHECKING:
     from purestate.store._items import Items
-    from purestate.store._resume import ResumePoints
+    from purestate.store._report import Finding, GcReport, RepairReport
+    from purestate.store._resume import Points
     from purestate.store._writer import Writer
 
 __all__ = ["DiskBackend"]
@@ -47,7 +52,7 @@ class DiskBackend:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path).absolute()
         self._layout = Layout(self._path)
-        self._prepared = _check_format(self._layout)
+        self._known, self._prepared = _check_format(self._layout), False
         self._journal = Journal(self._layout)
         self._shared = FileLock(self._layout.store_lock, f"the store {os.fspath(path)!r}", shared=True)
 
@@ -66,15 +71,17 @@ class DiskBackend:
         return Items(self._layout, self._writer)
 
     @cached_property
-    def _resume(self) -> ResumePoints:
-        from purestate.store._resume import ResumePoints
+    def _resume(self) -> Points:
+        from purestate.store._resume import Points
 
-        return ResumePoints(self._layout, self._writer)
+        return Points(self._layout, self._writer)
 
     @property
     def path(self) -> Path:
         """The folder."""
         return self._path
+
+    # ---------------------------------------------------------------- logs
 
     def log(self, id: str, *, must_exist: bool = False) -> DiskLog:
         """Return the log of a checkpoint."""
@@ -89,11 +96,71 @@ class DiskBackend:
             names = os.listdir(self._layout.checkpoints)
         except FileNotFoundError:
             return []
-        return sorted(name for name in names if self._layout.log(name).exists())
+        return sorted(name for name in names if is_id(name) and self._layout.log(name).exists())
+
+    def rename(self, old: str, new: str, timeout: float | None = 10.0) -> None:
+        """Give a checkpoint another name.
+
+        Effects:
+            Its folder is renamed in one step; a line in the journal says so.
+        """
+        if check_id(old) not in (ids := self.ids()):
+            raise not_found(old, ids, f"the store {os.fspath(self._path)!r}")
+        with ExitStack() as held:
+            held.enter_context(self.writing(timeout))  # a collection must not miss it between two names
+            for id in sorted({old, check_id(new)}):
+                held.enter_context(self._alone_in(id).hold(timeout))
+            source, target = self._layout.checkpoint(old), self._layout.checkpoint(new)
+            if os.path.lexists(target):
+                raise taken_name(new, f"the store {os.fspath(self._path)!r}")
+            head, _ = self._end(old)
+            with write_errors(target, f"the new name of checkpoint {old!r}"):
+                must_be_inside(source, self._path)
+                source.rename(target)
+                sync_folder(target.parent)
+            self.journal("rename", checkpoint=old, to=new, head=head)
+
+    def delete(self, id: str, timeout: float | None = 10.0) -> None:
+        """Remove a checkpoint.
+
+        Effects:
+            Its folder goes to ``trash/`` in one step and is removed there; a line in the journal says so.
+        """
+        if check_id(id) not in (ids := self.ids()):
+            raise not_found(id, ids, f"the store {os.fspath(self._path)!r}")
+        with self._alone_in(id).hold(timeout):
+            head, count = self._end(id)
+            folder, away = self._layout.checkpoint(id), self._layout.trash / unique(id)
+            with write_errors(folder, f"the removal of checkpoint {id!r}"):
+                make_folder(away.parent)
+                must_be_inside(away, self._path)
+                folder.rename(away)
+                sync_folder(folder.parent)
+            self.journal("delete", checkpoint=id, head=head, records=count)
+        if away.is_symlink():
+            away.unlink()
+        shutil.rmtree(away, ignore_errors=True)
+
+    def _alone_in(self, id: str) -> FileLock:
+        return FileLock(self._layout.checkpoint_lock(id), f"checkpoint {id!r}")
+
+    def _end(self, id: str) -> tuple[str | None, int | None]:
+        """Return head and length of a log; unknown if it is damaged, which must not keep it from being deleted."""
+        try:
+            log = self.log(id)
+        except CorruptLogError:
+            return None, None
+        return log.head, len(log.records)
+
+    # ---------------------------------------------------------------- items
 
     def writing(self, timeout: float | None = 60.0) -> AbstractContextManager[None]:
         """Return a context in which no item disappears."""
         return self._shared.hold(timeout)
+
+    def items(self) -> Iterator[str]:
+        """Yield the digests of the items that are there."""
+        yield from self._items
 
     def item_path(self, digest: str) -> Path:
         """Return the folder of an item, which may not be there."""
@@ -104,10 +171,11 @@ class DiskBackend:
         return self._items.has(digest)
 
     def put(self, items: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Write the items that are not there, and return once they are durable.
+        """Write the items that are not there or are damaged, and return once they are durable.
 
         Effects:
-            Folders under ``items/``. Starts the writer process.
+            Folders under ``items/``. Starts the writer process. Reads items that are there and that this process has neither
+            written nor read: a record is going to name them.
         """
         self._prepare()
         with self.writing():
@@ -117,9 +185,20 @@ class DiskBackend:
         """Return an item, or some leaves of it, every one checked against its hash."""
         return self._items.get(digest, names, what)
 
+    def describe(self, digest: str, *, what: str = "an item") -> dict[str, Leaf]:
+        """Return what is noted of the leaves of an item, without reading a tensor."""
+        found = self._items.describe(digest, what).leaves
+        return {name: Leaf(leaf.dtype, tuple(leaf.shape), leaf.size, leaf.hash) for name, leaf in found.items()}
+
+    def faults(self, digest: str, what: str, *, hashed: bool) -> Iterator[StoreError]:
+        """Yield what is wrong with an item."""
+        return self._items.faults(digest, what, hashed=hashed)
+
     def warm(self) -> None:
         """Start the writer process and return at once."""
         self._writer.warm()
+
+    # ---------------------------------------------------------------- resume points
 
     def save_resume(self, id: str, body: dict[str, Any], leaves: Mapping[str, Mapping[str, torch.Tensor]]) -> Handle:
         """Start writing a resume point in the background.
@@ -138,31 +217,7 @@ class DiskBackend:
         """Remove the resume points of a checkpoint."""
         self._resume.clear(check_id(id))
 
-    def delete(self, id: str, timeout: float | None = 10.0) -> None:
-        """Remove a checkpoint.
-
-        Effects:
-            Its folder goes to ``trash/`` in one step and is removed there; a line in the journal says so.
-        """
-        if check_id(id) not in (ids := self.ids()):
-            raise not_found(id, ids, f"the store {os.fspath(self._path)!r}")
-        with FileLock(self._layout.checkpoint_lock(id), f"checkpoint {id!r}").hold(timeout):
-            head, count = self._end(id)
-            folder, away = self._layout.checkpoint(id), self._layout.trash / unique(id)
-            with writing(folder, f"the removal of checkpoint {id!r}"):
-                make_folder(away.parent)
-                folder.rename(away)
-                sync_folder(folder.parent)
-            self.journal("delete", checkpoint=id, head=head, records=count)
-        shutil.rmtree(away, ignore_errors=True)
-
-    def _end(self, id: str) -> tuple[str | None, int | None]:
-        """Return head and length of a log; unknown if it is damaged, which must not keep it from being deleted."""
-        try:
-            log = self.log(id)
-        except CorruptLogError:
-            return None, None
-        return log.head, len(log.records)
+    # ---------------------------------------------------------------- the store as a whole
 
     def journal(self, act: str, **details: Any) -> None:
         """Note an act on the store.
@@ -177,6 +232,38 @@ class DiskBackend:
         """Return what `journal` noted, oldest first."""
         return self._journal.entries()
 
+    def oddities(self) -> Iterator[Finding]:
+        """Yield what is odd about the journal."""
+        from purestate.store._repair import odd_lines
+
+        return odd_lines(self._journal.bad_lines())
+
+    def strays(self, named: Collection[str] | None) -> Iterator[Finding]:
+        """Yield what lies about in the folder."""
+        from purestate.store._sweep import strays
+
+        return strays(self._layout, named)
+
+    def repair(self) -> RepairReport:
+        """Mend what can be mended in one way only.
+
+        Effects:
+            See `purestate.store._repair.repair`.
+        """
+        from purestate.store._repair import repair
+
+        return repair(self, self._layout)
+
+    def collect(self, named: Callable[[], Collection[str]], *, dry_run: bool, timeout: float | None, **details: Any) -> GcReport:
+        """Remove the items that ``named`` does not return.
+
+        Effects:
+            See `purestate.store._repair.collect`.
+        """
+        from purestate.store._repair import collect
+
+        return collect(self, self._layout, named, dry_run=dry_run, timeout=timeout, details=details)
+
     def close(self) -> None:
         """Wait for what is written in the background and end the writer process. A store that needs it starts it again."""
         if "_writer" in vars(self):
@@ -185,11 +272,15 @@ class DiskBackend:
     def _prepare(self) -> None:
         if self._prepared:
             return
-        with writing(self._path, "a store"):
-            make_folder(self._path)
-            if not self._layout.format.exists():
-                write_file(self._layout.format, _FORMAT.encode("ascii") + b"\n")
-        self._prepared = True
+        warn_of_network(self._path)
+        if not self._known:
+            with write_errors(self._path, "a store"):
+                make_folder(self._path)
+                # The lock says to whoever repairs that a file of this name may be on its way.
+                with self.writing():
+                    if not self._layout.format.exists():
+                        write_file(self._layout.format, _FORMAT.encode("ascii") + b"\n")
+        self._known = self._prepared = True
 
     def __repr__(self) -> str:
         return f"DiskBackend({os.fspath(self._path)!r})"
@@ -207,17 +298,19 @@ def _check_format(layout: Layout) -> bool:
         if place.exists():
             break
     try:
-        version = json.loads(layout.format.read_bytes())["purestate"]
+        version = json.loads(read_file(layout.format, layout.root, _LONGEST_FORMAT))["purestate"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"{version!r} is no version")
     except FileNotFoundError:
         return False
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"Expected the version of a store in {os.fspath(layout.format)!r}, got something else ({error!r}).",
             cause="The file was edited, or the folder belongs to another program.",
             fix=f"It should read {_FORMAT}.",
             path=os.fspath(layout.format),
         ) from None
-    if type(version) is not int or version > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise FormatVersionError(
             f"The store {os.fspath(layout.root)!r} has format {version!r}, and this version reads up to {FORMAT_VERSION}.",
             cause="It was written by a newer version of purestate.",
@@ -227,3 +320,6 @@ def _check_format(layout: Layout) -> bool:
             actual=version,
         )
     return True
+
+
+_LONGEST_FORMAT = 4096

@@ -5,12 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Generator
+import stat
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from purestate.errors import StoreWriteError
+from purestate.errors import StoreError, StoreWriteError
 
-__all__ = ["append_line", "make_folder", "sync_folder", "unique", "write_error", "write_file", "writing"]
+__all__ = [
+    "append_line",
+    "files_below",
+    "make_folder",
+    "must_be_inside",
+    "open_file",
+    "outside",
+    "read_file",
+    "sync_folder",
+    "unique",
+    "write_error",
+    "write_errors",
+    "write_file",
+]
 
 _ADVICE = {
     errno.ENOSPC: "The disk is full. Free some space and run the script again: what was recorded is intact.",
@@ -26,8 +40,78 @@ _ADVICE = {
 _AGAIN = "Run the script again: what was recorded before is intact."
 
 
+def must_be_inside(path: Path, root: Path) -> None:
+    """Refuse a path of a store that a symbolic link leads out of it: the folder may come from a stranger.
+
+    Raises:
+        StoreError: It leads somewhere else.
+    """
+    if not os.path.join(os.path.realpath(path), "").startswith(os.path.join(os.path.realpath(root), "")):
+        raise outside(path)
+
+
+def outside(path: Path) -> StoreError:
+    """Return the error for something in a store that is no plain file or folder of it."""
+    place = os.fspath(path)
+    return StoreError(
+        f"{place!r} is a symbolic link out of the store, or no plain file.",
+        cause="A store holds plain files and folders; whoever made this one wants something else to be read or written.",
+        fix="Look at where it leads, and remove it or put a copy of the file in its place.",
+        path=place,
+    )
+
+
+def open_file(path: Path, root: Path) -> int:
+    """Open a plain file of a store to read it, and return the descriptor.
+
+    Raises:
+        OSError: As of ``os.open``; FileNotFoundError if it is not there.
+        StoreError: It is no plain file, or it lies outside of the store.
+    """
+    try:
+        # without O_NONBLOCK a pipe of that name would keep us waiting for ever
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise outside(path) from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise outside(path)
+        must_be_inside(path, root)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_file(path: Path, root: Path, most: int = -1) -> bytes:
+    """Return the bytes of a plain file of a store, at most so many of them. Raises what `open_file` raises."""
+    with open(open_file(path, root), "rb") as file:
+        return file.read(most)
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield ``(path below folder, size)`` of each file.
+
+    Raises:
+        StoreError: Something there is neither a plain file nor a folder.
+    """
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    waiting.append(Path(entry.path))
+                elif stat.S_ISREG(status.st_mode):
+                    yield os.path.relpath(entry.path, folder), status.st_size
+                else:
+                    raise outside(Path(entry.path))
+
+
 @contextlib.contextmanager
-def writing(path: Path, what: str) -> Generator[None, None, None]:
+def write_errors(path: Path, what: str) -> Generator[None, None, None]:
     """Raise `StoreWriteError` in place of an `OSError` of the block.
 
     Args:
@@ -36,7 +120,7 @@ def writing(path: Path, what: str) -> Generator[None, None, None]:
     """
     try:
         yield
-    except StoreWriteError:
+    except StoreError:  # says what is wrong already
         raise
     except OSError as error:
         raise write_error(path, what, f"{type(error).__name__}: {error}.", error.errno) from error

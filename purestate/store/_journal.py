@@ -7,9 +7,9 @@ import os
 import pwd
 import socket
 import time
-from typing import Any
+from typing import Any, cast
 
-from purestate.store._files import append_line, writing
+from purestate.store._files import append_line, read_file, write_errors
 from purestate.store._layout import Layout
 from purestate.store._locks import FileLock
 from purestate.store._record import to_json
@@ -21,7 +21,7 @@ class Journal:
     """The journal of the store at ``layout``. Lines are only ever appended."""
 
     def __init__(self, layout: Layout) -> None:
-        self._path = layout.journal
+        self._root, self._path = layout.root, layout.journal
         self._lock = FileLock(layout.journal_lock, "the journal")
 
     def append(self, act: str, details: dict[str, Any]) -> None:
@@ -31,17 +31,24 @@ class Journal:
             A line in the journal. A last line that a crash cut short is ended first, and stays as it is.
         """
         line = to_json(entry(act, details), "an entry of the journal").encode("ascii") + b"\n"
-        with self._lock.hold(10.0), writing(self._path, "a line of the journal"):
-            old = self._path.read_bytes() if self._path.exists() else b""
+        with self._lock.hold(10.0), write_errors(self._path, "a line of the journal"):
+            old = self._read()
             append_line(self._path, line if old.endswith(b"\n") or not old else b"\n" + line, len(old))
 
     def entries(self) -> list[dict[str, Any]]:
         """Return what was noted, oldest first, without lines that a crash cut short."""
+        return [found for found in map(_parse, self._read().split(b"\n")) if found is not None]
+
+    def bad_lines(self) -> list[int]:
+        """Return the numbers, from 1, of lines that hold no act: a crash cut them short, or somebody edited them."""
+        lines = self._read().split(b"\n")
+        return [number for number, line in enumerate(lines, 1) if line and _parse(line) is None]
+
+    def _read(self) -> bytes:
         try:
-            lines = self._path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        return [found for found in map(_parse, lines) if found is not None]
+            return read_file(self._path, self._root)
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
 
 
 def entry(act: str, details: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +66,7 @@ def _user() -> str:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
-    except ValueError:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    return cast(dict[str, Any], found) if type(found) is dict and type(found.get("act")) is str else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TypeGuard
 
 from purestate.errors import InvalidIdError
 
@@ -18,6 +19,7 @@ __all__ = [
     "Layout",
     "check_id",
     "escape",
+    "is_id",
 ]
 
 FORMAT_VERSION = 1
@@ -81,6 +83,11 @@ class Layout:
         return self.locks / f"checkpoint.{id}"
 
 
+def is_id(id: object) -> TypeGuard[str]:
+    """Return whether ``id`` can name a checkpoint."""
+    return isinstance(id, str) and _ID.fullmatch(id) is not None
+
+
 def check_id(id: object) -> str:
     """Return ``id`` if it can name a checkpoint.
 
@@ -92,7 +99,7 @@ def check_id(id: object) -> str:
         >>> check_id("adam-lr_0.01")
         'adam-lr_0.01'
     """
-    if isinstance(id, str) and _ID.fullmatch(id):
+    if is_id(id):
         return id
     raise InvalidIdError(
         f"{id!r} cannot name a checkpoint.",

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from purestate.errors import StoreLockedError
-from purestate.store._files import make_folder, writing
+from purestate.store._files import make_folder, outside, write_errors
 
 __all__ = ["FileLock"]
 
@@ -85,7 +85,7 @@ class FileLock:
                     return False
                 self._depth += 1
                 return True
-            with writing(self._path, f"the lock of {self._what}"):
+            with write_errors(self._path, f"the lock of {self._what}"):
                 fd = self._open()
                 try:
                     fcntl.flock(fd, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -103,6 +103,8 @@ class FileLock:
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        if self._path.parent.is_symlink():  # what is locked is overwritten with the holder's name
+            raise outside(self._path.parent)
         try:
             return os.open(self._path, flags, 0o666)
         except FileNotFoundError:
@@ -120,10 +122,7 @@ class FileLock:
                 self._fd, self._owner = -1, None
 
     def _locked(self, timeout: float | None) -> StoreLockedError:
-        pid, host = None, None
-        with contextlib.suppress(OSError, ValueError):  # the holder may not have signed yet
-            number, host = self._path.read_text().split()
-            pid = int(number)
+        pid, host = self._holder()
         who = f"process {pid} on {host}" if pid else "another process"
         mine = " (this process: another object or thread of it)" if pid == os.getpid() and host == socket.gethostname() else ""
         return StoreLockedError(
@@ -135,12 +134,33 @@ class FileLock:
             host=host,
         )
 
+    def _holder(self) -> tuple[int | None, str | None]:
+        """Return who has it: as the kernel says, which knows those who share it too, else as the last holder signed."""
+        found = holders(self._path)
+        pid, host = None, None
+        with contextlib.suppress(OSError, ValueError):  # the holder may not have signed yet
+            number, host = self._path.read_text().split()
+            pid = int(number)
+        if found and (pid not in found or host != socket.gethostname()):
+            return found[0], socket.gethostname()
+        return pid, host
+
     def forget(self) -> None:
         """Give up, in a forked child, what the parent holds: closing does not unlock while the parent's file is open."""
         self._mutex = threading.Lock()
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._depth, self._owner = -1, 0, None
+
+
+def holders(path: Path) -> list[int]:
+    """Return the processes of this machine that took a lock on a file, where ``/proc/locks`` tells."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        return [int(fields[4]) for fields in lines if "->" not in fields and fields[1] == "FLOCK" and fields[5] == place]
+    return []
 
 
 _all: weakref.WeakSet[FileLock] = weakref.WeakSet()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from purestate.errors import CorruptLogError, StoreLockedError
-from purestate.store._files import append_line, make_folder, unique, write_file, writing
+from purestate.store._files import append_line, make_folder, must_be_inside, open_file, unique, write_errors, write_file
 from purestate.store._layout import Layout
 from purestate.store._locks import FileLock
 from purestate.store._record import EMPTY_HEAD, BadLineError, Record, decode, encode, torn_tail
@@ -26,7 +26,7 @@ class DiskLog:
     def __init__(self, layout: Layout, id: str, prepare: Callable[[], None]) -> None:
         self.id = id
         self._prepare = prepare
-        self.path = layout.log(id)
+        self._root, self.path = layout.root, layout.log(id)
         self._lock = FileLock(layout.checkpoint_lock(id), f"checkpoint {id!r}")
         self._forget()
         self.refresh()
@@ -79,31 +79,74 @@ class DiskLog:
         Effects:
             Creates the checkpoint with its first record. A torn last line is copied to a file beside the log and cut off.
         """
+        [record] = self._write(lambda: [encode(len(self._records), self.head, kind, body)])
+        return record
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Append records of another log as they are, durably, and all of them or none.
+
+        Args:
+            records: Those that follow the last one here.
+
+        Raises:
+            BadLineError: They do not follow.
+            StoreLockedError, StoreWriteError, CorruptLogError: As for `append`.
+
+        Effects:
+            As of `append`.
+        """
+        lines = b"".join(record.line + b"\n" for record in records)
+        self._write(lambda: list(decode(lines, len(self._records), self.head)))
+
+    def mend(self) -> int:
+        """Cut a torn last line off, with a copy kept beside the log, and return how many bytes it had.
+
+        Raises:
+            StoreLockedError: The lock is not held.
+
+        Effects:
+            A file ``torn-…``, and a shorter log, if there is one.
+        """
+        if not self._lock.held:
+            raise not_locked(self.id)
+        with write_errors(self.path, f"the log of checkpoint {self.id!r}"):
+            return self._cut(self._read())
+
+    def _write(self, make: Callable[[], list[Record]]) -> list[Record]:
+        """Append what ``make`` returns once the log is read and mended."""
         if not self._lock.held:
             raise not_locked(self.id)
         self._prepare()
-        with writing(self.path, f"a record of checkpoint {self.id!r}"):
+        with write_errors(self.path, f"a record of checkpoint {self.id!r}"):
             make_folder(self.path.parent)
-            torn = self._read()
-            if torn:
-                write_file(self.path.with_name(unique("torn")), torn)
-                os.truncate(self.path, self._offset)
-            record = encode(len(self._records), self.head, kind, body)
-            append_line(self.path, record.line + b"\n", self._offset)
-        self._records.append(record)
-        self._offset += len(record.line) + 1
+            must_be_inside(self.path.parent, self._root)
+            self._cut(self._read())
+            records = make()
+            data = b"".join(record.line + b"\n" for record in records)
+            append_line(self.path, data, self._offset)
+        self._records += records
+        self._offset += len(data)
         self._file = _identity(self.path)
-        return record
+        return records
+
+    def _cut(self, torn: bytes) -> int:
+        if torn:
+            write_file(self.path.with_name(unique("torn")), torn)
+            os.truncate(self.path, self._offset)
+            self.torn = 0
+        return len(torn)
 
     def _forget(self) -> None:
         self._records: list[Record] = []
+        self.torn = 0
+        """Bytes of a last line that was never finished, as of the last look."""
         self._offset = 0
         self._file: tuple[int, int] | None = None
 
     def _read(self) -> bytes:
         """Take in what is new, and return the torn last line, if there is one."""
         try:
-            with open(self.path, "rb") as file:
+            with open(open_file(self.path, self._root), "rb") as file:
                 status = os.fstat(file.fileno())
                 if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
                     self._forget()
@@ -122,6 +165,7 @@ class DiskLog:
                 return self._read()
             raise _corrupt(self.id, self.path, len(self._records) + error.number, str(error)) from None
         self._offset += whole
+        self.torn = len(data) - whole
         self._file = (status.st_dev, status.st_ino)
         return data[whole:]
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
-from purestate.core._hash import leaf_hash, short, tree_hash
-from purestate.errors import MissingSnapshotError, MutatedStateError
-from purestate.store._backend import Handle, not_found
+from purestate.core._hash import dtype_name, leaf_hash, short, tree_hash
+from purestate.errors import MissingSnapshotError, MutatedStateError, StoreError
+from purestate.store._backend import Handle, Leaf, not_found, taken_name
+from purestate.store._described import missing
 from purestate.store._items import unknown_leaf
 from purestate.store._journal import entry
 from purestate.store._layout import check_id
 from purestate.store._log import not_locked
-from purestate.store._record import EMPTY_HEAD, Record, encode, to_json
+from purestate.store._record import EMPTY_HEAD, Record, decode, encode, to_json
+from purestate.store._report import Finding, GcReport, RepairReport
+from purestate.store._taken import taken
 
 __all__ = ["MemoryBackend", "NullBackend"]
 
@@ -43,6 +46,17 @@ class MemoryBackend:
         """Return the ids of the checkpoints, sorted."""
         return sorted(self._logs)
 
+    def rename(self, old: str, new: str, timeout: float | None = 10.0) -> None:
+        """Give a checkpoint another name."""
+        del timeout
+        log = self.log(old, must_exist=True)
+        if check_id(new) in self._logs:
+            raise taken_name(new, "this store")
+        self.journal("rename", checkpoint=old, to=new, head=log.head)
+        self._logs[new] = self._logs.pop(old)
+        if old in self._points:
+            self._points[new] = self._points.pop(old)
+
     def writing(self, timeout: float | None = 60.0) -> AbstractContextManager[None]:
         """Return a context in which no item disappears."""
         del timeout
@@ -52,6 +66,10 @@ class MemoryBackend:
         """Return whether an item is there."""
         return digest in self._items
 
+    def items(self) -> Iterator[str]:
+        """Yield the digests of the items that are there."""
+        yield from self._items
+
     def put(self, items: Mapping[str, Tree]) -> None:
         """Keep copies of the items that are not there."""
         for digest, leaves in items.items():
@@ -60,14 +78,32 @@ class MemoryBackend:
 
     def get(self, digest: str, names: Iterable[str] | None = None, *, what: str = "an item") -> dict[str, torch.Tensor]:
         """Return copies of an item, or of some leaves of it."""
-        if digest not in self._items:
-            raise _missing(digest, what)
-        leaves = self._items[digest]
+        leaves = self._leaves(digest, what)
         wanted = list(leaves if names is None else names)
         for name in wanted:
             if name not in leaves:
                 raise unknown_leaf(name, leaves, what)
         return {name: leaves[name].clone() for name in wanted}
+
+    def describe(self, digest: str, *, what: str = "an item") -> dict[str, Leaf]:
+        """Return what is known of the leaves of an item."""
+        return {
+            name: Leaf(dtype_name(leaf.dtype), tuple(leaf.shape), leaf.nbytes, leaf_hash(leaf))
+            for name, leaf in self._leaves(digest, what).items()
+        }
+
+    def faults(self, digest: str, what: str, *, hashed: bool) -> Iterator[StoreError]:
+        """Yield that an item is missing. Nobody else has these copies, so they are what they were."""
+        del hashed
+        try:
+            self._leaves(digest, what)
+        except MissingSnapshotError as error:
+            yield error
+
+    def _leaves(self, digest: str, what: str) -> dict[str, torch.Tensor]:
+        if digest not in self._items:
+            raise missing(digest, what, taken(self._acts).get(digest))
+        return self._items[digest]
 
     def warm(self) -> None:
         """Do nothing."""
@@ -105,6 +141,33 @@ class MemoryBackend:
         """Return what `journal` noted, oldest first."""
         return list(self._acts)
 
+    def oddities(self) -> Iterator[Finding]:
+        """Yield nothing: there is no file that could be damaged."""
+        return iter(())
+
+    def strays(self, named: Collection[str] | None) -> Iterator[Finding]:
+        """Yield the items that no record names."""
+        for digest in self._items:
+            if named is not None and digest not in named:
+                yield Finding("rubbish", f"item {short(digest)}", "no record names it", "store.gc() removes it.")
+
+    def repair(self) -> RepairReport:
+        """Do nothing: no kill leaves anything."""
+        return RepairReport((), (), 0)
+
+    def collect(self, named: Callable[[], Collection[str]], *, dry_run: bool, timeout: float | None, **details: Any) -> GcReport:
+        """Forget the items that are not named."""
+        del timeout
+        keep = frozenset(named())
+        doomed = sorted(self._items.keys() - keep)
+        size = sum(leaf.nbytes for digest in doomed for leaf in self._items[digest].values())
+        report = GcReport(tuple(doomed), size, len(self._items) - len(doomed), dry_run)
+        if doomed and not dry_run:
+            self.journal("gc", items=doomed, bytes=size, **details)
+            for digest in doomed:
+                del self._items[digest]
+        return report
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -131,6 +194,8 @@ class NullBackend(MemoryBackend):
 
 
 class _MemoryLog:
+    torn = 0
+
     def __init__(self, id: str, logs: dict[str, list[Record]]) -> None:
         self.id = id
         self._logs = logs
@@ -166,6 +231,13 @@ class _MemoryLog:
         self._keep(record)
         return record
 
+    def extend(self, records: Sequence[Record]) -> None:
+        if not self._held:
+            raise not_locked(self.id)
+        lines = b"".join(record.line + b"\n" for record in records)
+        for record in list(decode(lines, len(self.records), self.head)):
+            self._keep(record)
+
     def _keep(self, record: Record) -> None:
         self._logs.setdefault(self.id, []).append(record)
 
@@ -197,8 +269,3 @@ def _checked(leaves: Tree, digest: str) -> dict[str, torch.Tensor]:
             fix="Call state.verify() to see which.",
         )
     return copies
-
-
-def _missing(digest: str, what: str) -> MissingSnapshotError:
-    problem = f"{what[0].upper()}{what[1:]} is not in the store: there is no item {short(digest)}."
-    return MissingSnapshotError(problem, digest=digest)

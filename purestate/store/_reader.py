@@ -20,8 +20,8 @@ class UnreadableLeafError(Exception):
     """TensorStore cannot read a leaf, or it has another shape or dtype than expected."""
 
     def __init__(self, leaf: str, reason: str) -> None:
-        super().__init__(reason)
-        self.leaf = leaf
+        super().__init__(reason.partition(" [")[0])
+        self.leaf, self.detail = leaf, reason
 
 
 def read_arrays(folder: Path, leaves: Mapping[str, LeafMeta]) -> dict[str, torch.Tensor]:
@@ -40,7 +40,9 @@ def read_arrays(folder: Path, leaves: Mapping[str, LeafMeta]) -> dict[str, torch
 
     def spec(leaf: LeafMeta) -> dict[str, Any]:
         base = {"driver": "file", "path": f"{folder}/"}
-        return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{leaf.key}/"}}
+        kvstore = {"driver": "ocdbt", "base": base, "path": f"{leaf.key}/"}
+        # not compressed, as Orbax was told: a few bytes must not become as many as somebody likes
+        return {"driver": "zarr", "kvstore": kvstore, "metadata": {"compressor": None, "filters": None}}
 
     # All are opened, then all are read: TensorStore overlaps what is started and not yet asked for.
     opened = {name: ts.open(spec(leaf), open=True, context=context) for name, leaf in leaves.items()}
@@ -60,4 +62,4 @@ def _wait(name: str, future: Any) -> Any:
     try:
         return future.result()
     except (ValueError, OSError, NotImplementedError) as error:
-        raise UnreadableLeafError(name, str(error).partition(" [")[0]) from None
+        raise UnreadableLeafError(name, str(error)) from None

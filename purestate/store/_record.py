@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from blake3 import blake3
 
-from purestate.errors import UnsupportedError
+from purestate.errors import CorruptLogError, UnsupportedError
 
 __all__ = ["EMPTY_HEAD", "BadLineError", "Record", "decode", "encode", "seal", "to_json", "torn_tail", "unseal"]
 
@@ -67,14 +67,14 @@ class Record:
     def kind(self) -> str:
         """The word that `encode` was given."""
         start = self.line.index(b'"kind":"', _SEQ) + 8
-        return self.line[start : self.line.index(b'"', start)].decode("ascii")
+        return self.line[start : self.line.index(b'"', start)].decode("ascii", "replace")
 
     @property
     def body(self) -> dict[str, Any]:
         """The content. Shared between callers: not to be modified."""
         body = self._body
         if body is None:
-            body = self._body = json.loads(self.line)["body"]
+            body = self._body = _body(self.line)
         return body
 
     def __eq__(self, other: object) -> bool:
@@ -85,6 +85,25 @@ class Record:
 
     def __repr__(self) -> str:
         return f"Record(seq={self.seq}, kind={self.kind!r}, digest={self.digest[:8]!r})"
+
+
+def _body(line: bytes) -> dict[str, Any]:
+    """Return the content of a line whose digest is right, which says nothing of who computed it."""
+    try:
+        body = json.loads(line)["body"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unreadable(line, f"{type(error).__name__}: {error}") from None
+    if type(body) is not dict:
+        raise _unreadable(line, f"its body is a {type(body).__name__}")
+    return cast(dict[str, Any], body)
+
+
+def _unreadable(line: bytes, reason: str) -> CorruptLogError:
+    return CorruptLogError(
+        f"Expected a record of a log, got a line that verifies and is none: {reason[:200]}.",
+        cause=f"Another program wrote it. It begins with {line[:100]!r}.",
+        fix="Put back a copy of the log.",
+    )
 
 
 class BadLineError(ValueError):
@@ -160,13 +179,18 @@ def seal(rest: bytes) -> bytes:
 
 
 def unseal(line: bytes) -> dict[str, Any] | None:
-    """Return the fields of a sealed object, or None if its bytes differ from its digest."""
+    """Return the fields of a sealed object, or None if its bytes differ from its digest or are no object."""
     rest = line[_REST:]
     if not line.startswith(_OPEN) or line[75:_REST] != _CLOSE or blake3(rest).hexdigest().encode("ascii") != line[_DIGEST]:
         return None
-    fields = json.loads(line)
-    del fields["digest"]
-    return fields
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):  # sealed by somebody who wrote something else
+        return None
+    if type(fields) is not dict:
+        return None
+    fields.pop("digest", None)
+    return cast(dict[str, Any], fields)
 
 
 def to_json(value: dict[str, Any], what: str) -> str:

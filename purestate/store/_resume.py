@@ -19,18 +19,19 @@ import torch
 from blake3 import blake3
 
 from purestate.core._hash import leaf_bytes
-from purestate.errors import CorruptItemError, StoreWriteError
-from purestate.store._files import make_folder, sync_folder, unique, writing
-from purestate.store._items import corrupt, read_leaves
+from purestate.errors import StoreError, StoreWriteError
+from purestate.store._described import corrupt
+from purestate.store._files import make_folder, must_be_inside, read_file, sync_folder, unique, write_errors
+from purestate.store._items import read_leaves
 from purestate.store._layout import RESUME_META, Layout
 from purestate.store._record import to_json, unseal
 from purestate.store._tensors import LeafMeta, copy_bytes, describe, place
 from purestate.store._writer import Folder, Job, Order, Writer
 
-__all__ = ["ResumePoints"]
+__all__ = ["Points"]
 
 
-class ResumePoints:
+class Points:
     """The resume points of a store."""
 
     def __init__(self, layout: Layout, writer: Writer) -> None:
@@ -46,7 +47,8 @@ class ResumePoints:
         metas = {key: describe(key, tensor) for key, tensor in flat.items()}
         arrays, size = place(metas, 0)
         parent = self._layout.resume(id)
-        with writing(parent, what):
+        with write_errors(parent, what):
+            must_be_inside(parent, self._layout.root)
             make_folder(parent)
             number = max([*_generations(parent), self._last[id][0] if id in self._last else 0]) + 1
         meta = {
@@ -69,8 +71,9 @@ class ResumePoints:
     def load(self, id: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]] | None:
         """Return the newest resume point that verifies. See `purestate.store._backend.Backend.load_resume`."""
         for number in sorted(_generations(self._layout.resume(id)), reverse=True):
-            with contextlib.suppress(CorruptItemError, FileNotFoundError):
-                return _load(self._layout.generation(id, number), f"resume point {number} of checkpoint {id!r}")
+            with contextlib.suppress(StoreError, FileNotFoundError):
+                folder = self._layout.generation(id, number)
+                return _load(self._layout.root, folder, f"resume point {number} of checkpoint {id!r}")
         return None
 
     def clear(self, id: str) -> None:
@@ -83,8 +86,10 @@ class ResumePoints:
         if not folder.exists():
             return
         away = self._layout.trash / unique(f"resume-{id}")
-        with writing(folder, f"the removal of the resume points of checkpoint {id!r}"):
+        with write_errors(folder, f"the removal of the resume points of checkpoint {id!r}"):
+            must_be_inside(folder, self._layout.root)
             make_folder(away.parent)
+            must_be_inside(away, self._layout.root)
             folder.rename(away)
             sync_folder(folder.parent)
         shutil.rmtree(away, ignore_errors=True)
@@ -102,14 +107,20 @@ def _generations(folder: Path) -> list[int]:
         return []
 
 
-def _load(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
-    point = unseal((folder / RESUME_META).read_bytes().removesuffix(b"\n"))
+def _load(root: Path, folder: Path, what: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    point = unseal(read_file(folder / RESUME_META, root).removesuffix(b"\n"))
     if point is None:
-        raise corrupt(folder, what, None, None, f"{RESUME_META} differs from its digest")
-    metas = {key: LeafMeta.from_json(fields) for key, fields in point["leaves"].items()}
-    leaves = read_leaves(folder, metas, what)
+        raise corrupt(folder, what, None, None, f"{RESUME_META} differs from its digest", file=RESUME_META)
+    try:
+        metas = {key: LeafMeta.from_json(fields) for key, fields in point["leaves"].items()}
+        parts = {name: {leaf: _key(i, leaf) for leaf in names} for i, (name, names) in enumerate(point["trees"].items())}
+        body = dict(point["body"])
+        if missing := {key for part in parts.values() for key in part.values()} - metas.keys():
+            raise ValueError(f"nothing is noted of {min(missing)!r}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise corrupt(folder, what, None, None, f"it is not readable ({error})", file=RESUME_META) from None
+    leaves = read_leaves(root, folder, metas, what)
     for key, leaf in leaves.items():
         if metas[key].size and (actual := blake3(leaf_bytes(leaf)).hexdigest()) != metas[key].hash:
             raise corrupt(folder, what, None, key, "its bytes differ from their hash", actual)
-    trees = {name: {leaf: leaves[_key(i, leaf)] for leaf in names} for i, (name, names) in enumerate(point["trees"].items())}
-    return point["body"], trees
+    return body, {name: {leaf: leaves[key] for leaf, key in part.items()} for name, part in parts.items()}

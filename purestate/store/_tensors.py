@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ _NATIVE = frozenset(
     "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz".split()
 )
 _ALIGNMENT = 64
+_MOST_DIMENSIONS = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,13 +40,15 @@ class LeafMeta:
     def from_json(cls, fields: Mapping[str, Any]) -> LeafMeta:
         """Return what `dataclasses.asdict` made plain; a TypeError, KeyError or ValueError says that it is something else."""
         shape = fields["shape"]
-        if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError(f"{shape!r} is no shape")
+        if type(shape) is not list or len(shape) > _MOST_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError("there is a shape that is none")
         if any(type(fields[name]) is not str for name in ("key", "dtype", "stored", "hash")):
-            raise ValueError(f"{dict(fields)!r} is no leaf")
+            raise ValueError("there is a leaf that is none")
         leaf = cls(**fields)
-        if leaf.stored not in _NATIVE or not leaf.itemsize:
+        if leaf.stored not in _NATIVE or (leaf.stored != leaf.dtype and leaf.stored != "uint8"):
             raise ValueError(f"{leaf.stored!r} is not stored")
+        if math.prod(n or 1 for n in shape) * leaf.itemsize >= 1 << 63:
+            raise ValueError("there is a shape of more bytes than an address has")
         return leaf
 
     @property

@@ -7,8 +7,9 @@ A request is 16 bytes, two big-endian integers ``(offset, length)``, with a file
 the arrays, and at that offset the job as JSON::
 
     {"folders": [{"tmp": path, "final": path, "meta": {…, "leaves": {name: {"key", "dtype", "shape", …}}}, "meta_name": …,
-                  "seal": bool, "arrays": [[name, key, dtype, shape, offset], …]}, …],
-     "sync": [folders whose entries change], "prune": folder of which only the two newest generations stay, or null}
+                  "seal": bool, "replace": bool, "arrays": [[name, key, dtype, shape, offset], …]}, …],
+     "sync": [folders whose entries change], "prune": folder of which only the two newest generations stay, or null,
+     "step": {"path": folder, "number": number, "arrays": [[subtree, key, dtype, shape, offset], …]} or null}
 
 An answer is a JSON line: ``{"seconds": number}``, and if it failed with ``"error": text, "errno": number | null`` in it. Jobs
 are done one after the other. The process ends when the socket does, or when its parent is another one than at the start.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import mmap
 import os
 import shutil
@@ -30,6 +32,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _PARENT_CHECK_SECONDS = 1.0
+_HASHED_FILE = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def main(fd: int) -> None:
@@ -88,34 +92,70 @@ def _do(job: dict[str, Any], memory: mmap.mmap, save: Any) -> None:
         for folder in folders:
             _sync_tree(folder["tmp"])
         for folder in folders:
-            _publish(folder["tmp"], folder["final"])
+            _publish(folder["tmp"], folder["final"], folder["replace"])
+        if job["step"]:
+            _write_step(job["step"], memory)
         for path in job["sync"]:
             _sync(path)
         if job["prune"]:
             _prune(job["prune"])
     finally:
         for folder in folders:
+            if os.path.islink(folder["tmp"]):  # what was replaced
+                os.unlink(folder["tmp"])
             shutil.rmtree(folder["tmp"], ignore_errors=True)
 
 
 def _write(folders: list[dict[str, Any]], memory: mmap.mmap, save: Any) -> None:
-    import ml_dtypes
-    import numpy as np
-
     trees: list[tuple[str, dict[str, Any]]] = []
     for folder in folders:
         tree: dict[str, Any] = {}
         for name, key, dtype, shape, offset in folder["arrays"]:
-            kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-            count = int(np.prod(shape, dtype=np.int64))
-            tree[key] = np.frombuffer(memory, kind, count, offset).reshape(shape)
+            tree[key] = array = _array(memory, dtype, shape, offset)
             if folder["seal"]:
-                folder["meta"]["leaves"][name]["hash"] = _hash(memory, offset, count * kind.itemsize)
+                folder["meta"]["leaves"][name]["hash"] = _hash(memory, offset, array.nbytes)
         if tree:
             trees.append((folder["tmp"], tree))
+    save(trees)
+    for folder in folders:
+        if not folder["seal"]:
+            folder["meta"]["files"] = _files(folder["tmp"])
         with open(os.path.join(folder["tmp"], folder["meta_name"]), "x", encoding="ascii") as file:
             file.write(_meta(folder["meta"], folder["seal"]))
-    save(trees)
+
+
+def _write_step(step: dict[str, Any], memory: mmap.mmap) -> None:
+    import orbax.checkpoint as ocp
+
+    tree: dict[str, dict[str, Any]] = {}
+    for subtree, key, dtype, shape, offset in step["arrays"]:
+        tree.setdefault(subtree, {})[key] = _array(memory, dtype, shape, offset)
+    with ocp.CheckpointManager(step["path"], options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False)) as manager:
+        manager.save(step["number"], args=ocp.args.PyTreeSave(tree))
+    _sync_tree(os.path.join(step["path"], str(step["number"])))
+
+
+def _array(memory: mmap.mmap, dtype: str, shape: list[int], offset: int) -> Any:
+    import ml_dtypes
+    import numpy as np
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    return np.frombuffer(memory, kind, math.prod(shape), offset).reshape(shape)
+
+
+def _files(folder: str) -> dict[str, dict[str, Any]]:
+    """Note size, and of small ones the hash, of Orbax's files: they hold what no leaf's hash covers."""
+    from blake3 import blake3
+
+    found: dict[str, dict[str, Any]] = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            noted = found[os.path.relpath(path, folder)] = {"size": os.path.getsize(path)}
+            if noted["size"] <= _HASHED_FILE:
+                with open(path, "rb") as file:
+                    noted["hash"] = blake3(file.read()).hexdigest()
+    return dict(sorted(found.items()))
 
 
 def _hash(memory: mmap.mmap, offset: int, length: int) -> str:
@@ -176,12 +216,25 @@ def _sync_tree(folder: str) -> None:
         _sync(parent)
 
 
-def _publish(tmp: str, final: str) -> None:
+def _publish(tmp: str, final: str, replace: bool) -> None:
     try:
         os.rename(tmp, final)
     except OSError:
-        if not os.path.isdir(final):  # otherwise another process wrote the same content first
+        if not os.path.lexists(final):
             raise
+        # Another process wrote the same content first; or what is there is damaged, which only who sent the job can say.
+        if replace:
+            _exchange(tmp, final)
+
+
+def _exchange(a: str, b: str) -> None:
+    """Let two folders change names in one step: at no time is there none of that name."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), a, None, b)
 
 
 def _prune(folder: str) -> None:

@@ -27,9 +27,12 @@ from purestate.store._files import write_error
 if TYPE_CHECKING:
     from purestate.errors import StoreWriteError
 
-__all__ = ["Folder", "Job", "Order", "Writer", "shared_writer"]
+__all__ = ["Folder", "Job", "Order", "Step", "Writer", "shared_writer"]
 
 _SCRIPT = Path(__file__).with_name("_worker.py")
+
+_MOST_BYTES = 1 << 30
+"""How much shared memory orders may hold that are not done. One that is larger waits until it is alone."""
 
 
 class _Process:
@@ -81,6 +84,18 @@ class Folder:
     meta: dict[str, Any]
     seal: bool
     arrays: list[tuple[str, str, str, list[int], int]]
+    replace: bool = False
+    """Whether a folder that has the final name is replaced, in one step, and not taken for the same."""
+
+
+@dataclasses.dataclass
+class Step:
+    """A step of an Orbax CheckpointManager to write. Its fields are those of a request."""
+
+    path: str
+    number: int
+    arrays: list[tuple[str, str, str, list[int], int]]
+    """Subtree, key, dtype, shape and offset of each."""
 
 
 @dataclasses.dataclass
@@ -102,6 +117,8 @@ class Order:
     """Folder of which only the two newest generations stay."""
     again: bool = False
     """Another of this size will come: its memory is kept until `Writer.trim`. Fresh memory is seven times slower to fill."""
+    step: Step | None = None
+    """What is written for others, beside the folders."""
 
 
 class _Memory:
@@ -131,10 +148,11 @@ class _Memory:
 class Job:
     """An order that was handed over."""
 
-    def __init__(self, writer: Writer, path: Path, what: str) -> None:
+    def __init__(self, writer: Writer, path: Path, what: str, size: int) -> None:
         self._writer = writer
         self._path = path
         self._what = what
+        self.size = size
         self.answer: dict[str, Any] | None = None
 
     def done(self) -> bool:
@@ -190,11 +208,13 @@ class Writer:
         """
         try:
             with self._own():
+                while self._held() and self._held() + order.size > _MOST_BYTES and self._receive(None):
+                    pass
                 running = self._running()
                 memory = self._memory(order)
                 try:
                     place = _pack(memory, order)
-                    job = Job(self, order.path, order.what)
+                    job = Job(self, order.path, order.what, order.size)
                     running.waiting.append(job)  # first: an interrupt in between must not leave an answer without its job
                     send_fds(running.channel, [struct.pack("!QQ", *place)], [memory.fd])
                     return job
@@ -256,6 +276,10 @@ class Writer:
         if order.again and not self._kept:
             self._kept.append(memory)
         return memory
+
+    def _held(self) -> int:
+        """Bytes of the orders that are not done."""
+        return sum(job.size for process in self._process for job in process.waiting)
 
     def _release(self) -> None:
         while self._kept:
@@ -322,6 +346,7 @@ def _pack(memory: _Memory, order: Order) -> tuple[int, int]:
             "folders": [dataclasses.asdict(folder) for folder in order.folders],
             "sync": [os.fspath(path) for path in order.sync],
             "prune": order.prune and os.fspath(order.prune),
+            "step": order.step and dataclasses.asdict(order.step),
         }
     ).encode("ascii")
     done = 0

@@ -126,6 +126,7 @@ def test_what_all_refuse(named):
 
 def test_all_share_one_surface():
     public = {name for name, _ in inspect.getmembers(_Store, callable) if not name.startswith("_")}
-    assert public == {"checkpoint", "open", "checkpoints", "table", "lineage", "load", "delete", "close"}
+    asked = {"checkpoints", "table", "lineage", "load", "inspect", "check"}
+    assert public == {"checkpoint", "open", *asked, "repair", "gc", "copy", "rename", "export_orbax", "delete", "close"}
     for cls in (ps.Store, ps.MemoryStore, ps.NullStore):
         assert {name for name in public if name in vars(cls)} == set(), f"{cls.__name__} does it in another way"

@@ -1,0 +1,142 @@
+"""What records need of a store: which items they name, and which of those nobody would miss.
+
+The rooms below know records and items, and not what is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from purestate.errors import CorruptLogError, FormatVersionError
+from purestate.run._chain import READERS, RecordLike
+from purestate.run._snapshot import items_of as items_of_snapshot
+from purestate.store._backend import Backend
+
+__all__ = ["items_of", "named", "roots", "voided"]
+
+_NOTHING = frozenset({"checkpoint", "train", "epoch", "reset", "accept", "alias"})
+"""Kinds of records that name no item."""
+
+
+def items_of(record: RecordLike) -> dict[str, str]:
+    """Return the items that a record names, by digest, and what each is to it.
+
+    Raises:
+        FormatVersionError: This version does not know the kind of record, so it cannot tell.
+        CorruptLogError: The record does not hold what its kind does.
+
+    Example:
+        >>> from purestate.store._record import EMPTY_HEAD, encode
+        >>> items_of(encode(0, EMPTY_HEAD, "predict", {"item": "9f2c"}))
+        {'9f2c': 'the answer of predict'}
+    """
+    return {digest: part for _, found in _states(record) for digest, part in found.items()}
+
+
+def voided(records: Iterable[RecordLike]) -> set[int]:
+    """Return the numbers of the records that `Checkpoint.reset` voided: of trains their first, of readers the only one."""
+    return {seq for record in records if record.kind == "reset" for seq in _sequence(record)}
+
+
+def named(records: Sequence[RecordLike]) -> dict[str, tuple[str, bool]]:
+    """Return the items that the records of a checkpoint name: what each is, and whether a record needs it that is not voided."""
+    gone = voided(records)
+    found: dict[str, tuple[str, bool]] = {}
+    for record in records:
+        needed = _begun(record) not in gone
+        for digest, part in items_of(record).items():
+            if needed or digest not in found:
+                found[digest] = (f"{part} of record {record.seq}", needed)
+    return found
+
+
+def roots(backend: Backend, *, with_voided: bool) -> set[str]:
+    """Return the items that must stay.
+
+    A resume point is not asked: it holds its tensors itself.
+
+    Args:
+        backend: The store's.
+        with_voided: Whether voided answers keep their states. What another train began from is kept in any case.
+
+    Raises:
+        CorruptLogError: A log is damaged, so nobody knows what it named.
+        FormatVersionError: A record is of a newer version, which may name items in another way.
+    """
+    logs = {id: list(backend.log(id).records) for id in backend.ids()}
+    begun_from: set[str] = set()
+    for records in logs.values():
+        gone = voided(records)
+        for record in records:
+            if record.kind == "train" and record.seq not in gone:
+                begun_from |= _inputs(record)
+    keep: set[str] = set()
+    for records in logs.values():
+        gone = set[int]() if with_voided else voided(records)
+        for record in records:
+            for state, found in _states(record):
+                if _begun(record) not in gone or state in begun_from:
+                    keep |= found.keys()
+    return keep
+
+
+def _states(record: RecordLike) -> Iterator[tuple[str | None, Mapping[str, str]]]:
+    """Yield, for each state that a record keeps, its hash and its items; None for what is no state."""
+    kind = record.kind
+    try:
+        body = record.body
+        if kind in READERS:
+            yield None, {} if body["item"] is None else {body["item"]: f"the answer of {kind}"}
+        elif kind == "root":
+            yield _state(body["state"], "the initial state")
+        elif kind == "done":
+            yield _state(body["out"], "the answer")
+            for n, kept in body["kept"].items():
+                yield _state(kept, f"epoch {n}")
+            if "input" in body:
+                yield _state(body["input"], "the input")
+        elif kind not in _NOTHING:
+            raise FormatVersionError(
+                f"record {record.seq} is of the kind {kind!r}, and this version does not know what such a record needs.",
+                cause="The checkpoint was written by a newer version.",
+                fix="Update purestate.",
+                expected=sorted({*_NOTHING, *READERS, "root", "done"}),
+                actual=kind,
+            )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _strange(record, error) from None
+
+
+def _state(snapshot: Mapping[str, Any], whose: str) -> tuple[str, dict[str, str]]:
+    return snapshot["hash"], {digest: f"{part} of {whose}" for digest, part in items_of_snapshot(snapshot).items()}
+
+
+def _begun(record: RecordLike) -> int:
+    """The number by which a reset voids a record."""
+    return record.body["of"] if record.kind == "done" else record.seq
+
+
+def _inputs(record: RecordLike) -> set[str]:
+    try:
+        body = record.body
+        parent = body["parent"]
+        return {body["input"], body["base"], *([parent["hash"]] if parent is not None else [])}
+    except (KeyError, TypeError) as error:
+        raise _strange(record, error) from None
+
+
+def _sequence(record: RecordLike) -> list[int]:
+    of = record.body.get("of")
+    if type(of) is not list or any(type(seq) is not int for seq in of):
+        raise _strange(record, KeyError("of"))
+    return of
+
+
+def _strange(record: RecordLike, error: Exception) -> CorruptLogError:
+    return CorruptLogError(
+        f"record {record.seq} does not hold what a record of the kind {record.kind!r} does ({type(error).__name__}: {error}).",
+        cause="It verifies, so it was written so: by another program, or by a version with a bug.",
+        fix="Put back a copy of the log, or delete the checkpoint.",
+        line=record.seq + 1,
+    )

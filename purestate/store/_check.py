@@ -1,0 +1,80 @@
+"""Looking at a whole store, closely or less so, and changing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from purestate.errors import CorruptItemError, CorruptLogError, MissingSnapshotError, StoreError
+from purestate.store._record import Record
+from purestate.store._report import CheckReport, Finding, Level
+from purestate.store._taken import taken
+
+if TYPE_CHECKING:
+    from purestate.store._backend import Backend
+
+__all__ = ["ItemsOf", "check"]
+
+ItemsOf = Callable[[Record], Mapping[str, str]]
+"""Returns the digests of the items that a record names, and what each is to it: ``{'9f2c…': 'params'}``."""
+
+_ORDER = ("damaged", "missing", "torn", "foreign", "rubbish")
+
+
+def check(backend: Backend, items_of: ItemsOf, level: Level) -> CheckReport:
+    """Return what is wrong in a store. See `purestate.run._store.Store.check`."""
+    findings: list[Finding] = []
+    named: dict[str, str] = {}
+    records = 0
+    ids = backend.ids()
+    for id in ids:
+        try:
+            log = backend.log(id)
+        except StoreError as error:
+            findings.append(_of_log(id, error))
+            continue
+        records += len(log.records)
+        if log.torn:
+            what = f"the last line ends after {log.torn} bytes: a crash cut it short, and it was never acknowledged"
+            findings.append(
+                Finding("torn", _place(id), what, "The next record, or store.repair(), cuts it off and keeps a copy.")
+            )
+        for record in log.records:
+            try:
+                found = items_of(record)
+            except StoreError as error:
+                findings.append(Finding("damaged", f"{_place(id)}, line {record.seq + 1}", error.problem, _REWRITTEN))
+                continue
+            for digest, part in found.items():
+                named.setdefault(digest, f"{part} of record {record.seq} of checkpoint {id!r}")
+    findings += backend.oddities()
+    if level != "records":
+        gone = taken(backend.acts())
+        for digest, what in named.items():
+            faults = backend.faults(digest, what, hashed=level == "bytes")
+            findings += (_of_item(digest, error) for error in faults if not (digest in gone and _is_missing(error)))
+        findings += backend.strays(None if any(finding.kind == "damaged" for finding in findings) else named.keys())
+    return CheckReport(level, len(ids), records, len(named), tuple(sorted(findings, key=lambda found: _ORDER.index(found.kind))))
+
+
+_REWRITTEN = "Put back a copy of the log: whoever wrote this line also wrote its digest, and nothing can be told from it."
+
+
+def _place(id: str) -> str:
+    return f"checkpoints/{id}/log.jsonl"
+
+
+def _is_missing(error: StoreError) -> bool:
+    return isinstance(error, MissingSnapshotError)
+
+
+def _of_log(id: str, error: StoreError) -> Finding:
+    line = f", line {error.line}" if isinstance(error, CorruptLogError) and error.line is not None else ""
+    return Finding("damaged", f"{_place(id)}{line}", error.problem, error.fix or "")
+
+
+def _of_item(digest: str, error: StoreError) -> Finding:
+    place = f"items/{digest[:2]}/{digest}"
+    if isinstance(error, CorruptItemError):
+        place += "".join([f"/{error.file}" if error.file else "", f", leaf {error.leaf!r}" if error.leaf is not None else ""])
+    return Finding("missing" if _is_missing(error) else "damaged", place, error.problem, error.fix or "")
