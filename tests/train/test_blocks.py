@@ -24,6 +24,7 @@ from purestate.errors import (
     StoreLockedError,
     TreeMismatchError,
 )
+from purestate.store._locks import FileLock
 from tests.helpers import Linear, Mlp, batch, build
 from tests.train.test_tensorboard import files, scalars
 from tests.train.tiny import ASK, SETUP, block, built, folders, model, records, train_dl, val_dl
@@ -572,7 +573,9 @@ with m.checkpoint(2) as cp:
 """
 
 
-def test_while_another_process_trains_one_reads_and_is_told(root, start):
+def test_while_another_process_trains_one_reads_and_is_told(root, start, monkeypatch):
+    hold = FileLock.hold
+    monkeypatch.setattr(FileLock, "hold", lambda lock, timeout: hold(lock, 0.5 if timeout == 10 else timeout))  # less patience
     block(model(), 1, epochs=1)
     script = root / "slow.py"
     script.write_text(SLOW)
