@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.faults.server import Outcome, Server
+from tests.faults.server import Child, Outcome, Server
 from tests.faults.shim import ROLES, Call, Fault, read_log
 from tests.faults.verify import acknowledged, whole
 
@@ -33,12 +33,19 @@ class Case:
     may_go: tuple[str, ...] = ()
 
 
+_A = ("train", dict(trains=2))
+_B = ("train", dict(trains=1, id="b", seed=1))
+
 CASES = {
     "create": Case("save", dict(records=1)),
     "save": Case("save", dict(records=3), before=(("save", dict(records=1)),)),
     "train": Case("train", dict(trains=2), before=(("train", dict(trains=1)),)),
     "resume": Case("resume", before=(("save", dict(records=1)),)),
-    "acts": Case("acts", before=(("train", dict(trains=1, id="b")), ("train", dict(trains=2))), roles=("main",), may_go=("b",)),
+    "rename": Case("rename", before=(_A, _B), roles=("main",), may_go=("b",)),
+    "gc": Case("gc", before=(_A, _B, ("acts", {})), roles=("main",)),
+    "repair": Case("repair", before=(_A, ("mess", {})), roles=("main",)),
+    "copy": Case("copy", before=(_A, _B)),
+    "acts": Case("acts", before=(_B, _A), roles=("main",), may_go=("b",)),
 }
 _SPECIAL = {"rename", "fdatasync", "ftruncate", "truncate", "link"}
 
@@ -66,14 +73,17 @@ class Prepared:
         self.folder_before.mkdir(parents=True)
         self.before: list[dict[str, Any]] = []
         for scenario, options in self.case.before:
-            self.before += server.run(scenario, self.folder_before, **options).said
+            outcome = server.run(scenario, self.folder_before, **options)
+            assert (outcome.status, outcome.errors) == (0, []), outcome.output
+            self.before += outcome.said
         self.expected = ["nothing ran yet"]
         root, log = self.fresh(), folder / "calls"
         undisturbed = self.run(root, log=log)
+        assert (undisturbed.status, undisturbed.errors) == (0, []), f"{undisturbed.errors}\n{undisturbed.output}"
         self.calls = list(read_log(log))
         self.place = str(root.resolve())
         self.expected = self.values(undisturbed.said)
-        acknowledged(whole(root / "store"), undisturbed.said)
+        self.check(root, undisturbed.said)
         shutil.rmtree(root)
 
     def fresh(self) -> Path:
@@ -84,6 +94,10 @@ class Prepared:
     def run(self, root: Path, fault: Fault | None = None, **options: Any) -> Outcome:
         """Run the scenario in a process of its own."""
         return self._server.run(self.case.scenario, root, fault, **self.case.options, **options)
+
+    def start(self, root: Path) -> Child:
+        """Start the scenario and do not wait."""
+        return self._server.start(self.case.scenario, root, **self.case.options)
 
     def calls_of(self, role: str) -> list[Call]:
         """Return what a process does when nothing happens, in order: its call k is entry k - 1."""
@@ -104,7 +118,12 @@ class Prepared:
 
     def check(self, root: Path, *said: list[dict[str, Any]]) -> None:
         """Assert that the store is whole and holds everything that was acknowledged."""
-        acknowledged(whole(root / "store"), [what for part in (self.before, *said) for what in part], self.case.may_go)
+        known = [what for part in (self.before, *said) for what in part]
+        gone = {what["gone"] for what in known if "gone" in what}
+        for name in ("store", "copy"):
+            if (root / name).exists():
+                mine = [what for what in known if what.get("store", "store") == name]
+                acknowledged(whole(root / name), mine, {*self.case.may_go, *gone})
 
     def values(self, said: list[dict[str, Any]]) -> list[Any]:
         """Return what is the same in every run."""

@@ -23,6 +23,7 @@ Tree = dict[str, bytes | None]
 """Contents by path below the root; None for a folder."""
 
 SECTOR = 512
+_EXCHANGE = 2  # of renameat2
 
 
 class _File:
@@ -127,7 +128,13 @@ class Disk:
         before, old = self._parent(call.path)
         after, new = self._parent(call.to)
         node = self._names(before)[old]
-        if before is after:
+        if call.flags & _EXCHANGE:
+            other = self._names(after)[new]
+            if before is after:
+                self.pending.append(_Names(before, {new: node, old: other}))
+            else:
+                self.pending += [_Names(after, {new: node}), _Names(before, {old: other})]
+        elif before is after:
             self.pending.append(_Names(before, {new: node, old: None}))
         else:
             self.pending += [_Names(after, {new: node}), _Names(before, {old: None})]

@@ -6,7 +6,9 @@ must reach from then on, ``gone`` an id that must not come back.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,10 +49,10 @@ def save(path: str, say: Say, *, records: int = 2, id: str = "a") -> None:
         say(_reached(log, n + 1))
 
 
-def train(path: str, say: Say, *, trains: int = 2, id: str = "a") -> None:
+def train(path: str, say: Say, *, trains: int = 2, id: str = "a", seed: int = 0) -> None:
     """Train a small module twice, and evaluate it."""
     store = ps.Store(path)
-    ask, ck = Ask(), checkpoint(store, id)
+    ask, ck = Ask(seed=seed), checkpoint(store, id)
     state = ask.state()
     for _ in range(trains):
         state = ck.train(state, ask.train_dl, ask.val_dl, epochs=2, load_best=True)
@@ -80,7 +82,76 @@ def acts(path: str, say: Say) -> None:
     say(_reached(ck._ledger.log, value="reset"))
 
 
+def rename(path: str, say: Say) -> None:
+    """Give a checkpoint another name."""
+    store = ps.Store(path)
+    if any(info.id == "b" for info in store.checkpoints()):
+        store.rename("b", "c")
+    say({"gone": "b", **_reached(store.open("c", echo=None)._ledger.log, value="renamed")})
+
+
+def gc(path: str, say: Say) -> None:
+    """Remove the items of a checkpoint that is deleted."""
+    store = ps.Store(path)
+    store.gc()
+    say({"value": sorted(path.name for path in store._disk.path.glob("items/??/*"))})
+
+
+def repair(path: str, say: Say) -> None:
+    """Mend what `mess` left."""
+    store = ps.Store(path)
+    store.repair()
+    say({"value": [str(finding) for finding in store.check("bytes").findings]})
+
+
+def mess(path: str, say: Say) -> None:
+    """Leave what killed processes leave: a torn last line, unfinished folders, trash."""
+    root = Path(path)
+    with open(root / "checkpoints" / "a" / "log.jsonl", "ab") as log:
+        log.write(b'{"digest":"00')
+    for place in ("items", "checkpoints/a/resume", "trash"):
+        (root / place / f"tmp-{'0' * 24}").mkdir(parents=True)
+        (root / place / f"tmp-{'0' * 24}" / "manifest.ocdbt").write_bytes(b"x" * 600)
+
+
+def copy(path: str, say: Say) -> None:
+    """Copy all checkpoints into the store beside this one."""
+    other = ps.Store(Path(path).with_name("copy"))
+    ps.Store(path).copy(other)
+    for id in ("a", "b"):
+        say({"store": "copy", **_reached(other.open(id, echo=None)._ledger.log, value=other.load(id).hash)})
+
+
 def _reached(log: DiskLog | Any, length: int | None = None, value: Any = None) -> dict[str, Any]:
     length = len(log.records) if length is None else length
     head = log.records[length - 1].digest
     return {"id": log.id, "length": length, "head": head, "value": head if value is None else value}
+
+
+def points(path: str, say: Say) -> None:
+    """Leave two generations of a resume point, and a journal."""
+    backend = DiskBackend(path)
+    for n in range(2):
+        backend.save_resume("a", {"n": n}, {"params": next(iter(leaves_of(n).values()))}).result()
+    backend.journal("test", note="nothing happened")
+    say({"value": "written"})
+
+
+def contend(path: str, say: Say, *, who: int, seconds: float, items: bool) -> None:
+    """Append records to a log that others append to, as fast as it goes; every seventh with items."""
+    backend = DiskBackend(path)
+    log = backend.log("shared")
+    end = time.monotonic() + seconds
+    n = 0
+    while time.monotonic() < end:
+        with log.lock(30.0):
+            body: dict[str, Any] = {"who": who, "n": n}
+            if items and n % 7 == 0:
+                with backend.writing():
+                    trees = leaves_of(who * 1000 + n)
+                    backend.put(trees)
+                    log.append("note", body | {"items": list(trees)})
+            else:
+                log.append("note", body)
+            say({"who": who, "n": n, "length": len(log.records), "id": log.id, "head": log.head, "at": time.monotonic()})
+        n += 1

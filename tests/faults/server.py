@@ -131,6 +131,7 @@ class Server:
         """
         self._count += 1
         out = self._folder / f"{self._count}.out"
+        out.touch()
         control = Control(out.with_suffix(".control"), store, fault or Fault(), log)
         order = {"scenario": scenario, "store": str(store / "store"), "options": options, "out": str(out)}
         answer = self._ask({"do": "start", "control": str(control.path), "real": real, **order})

@@ -8,7 +8,7 @@ from tests.faults.cases import CASES
 from tests.faults.one import disturb, reproduce
 from tests.faults.shim import Fault
 
-QUICK = {"create": 6, "save": 8, "train": 4, "resume": 4, "acts": 6}
+QUICK = {"create": 6, "save": 8, "train": 4, "resume": 4, "acts": 4, "rename": 4, "gc": 6, "repair": 4, "copy": 4}
 PLACES = [(name, role) for name, case in CASES.items() for role in case.roles]
 
 
