@@ -31,7 +31,11 @@ def items_of(record: RecordLike) -> dict[str, str]:
         >>> items_of(encode(0, EMPTY_HEAD, "predict", {"item": "9f2c"}))
         {'9f2c': 'the answer of predict'}
     """
-    return {digest: part for _, found in _states(record) for digest, part in found.items()}
+    items: dict[str, str] = {}
+    for _, found in _states(record):
+        for digest, part in found.items():
+            items.setdefault(digest, part)  # the best epoch may be the answer, which says more
+    return items
 
 
 def voided(records: Iterable[RecordLike]) -> set[int]:
@@ -46,7 +50,7 @@ def named(records: Sequence[RecordLike]) -> dict[str, tuple[str, bool]]:
     for record in records:
         needed = _begun(record) not in gone
         for digest, part in items_of(record).items():
-            if needed or digest not in found:
+            if digest not in found or (needed and not found[digest][1]):
                 found[digest] = (f"{part} of record {record.seq}", needed)
     return found
 
@@ -87,7 +91,10 @@ def _states(record: RecordLike) -> Iterator[tuple[str | None, Mapping[str, str]]
     try:
         body = record.body
         if kind in READERS:
-            yield None, {} if body["item"] is None else {body["item"]: f"the answer of {kind}"}
+            item = body["item"]
+            if item is not None and type(item) is not str:
+                raise TypeError(f"{item!r} is no digest")
+            yield None, {} if item is None else {item: f"the answer of {kind}"}
         elif kind == "root":
             yield _state(body["state"], "the initial state")
         elif kind == "done":

@@ -21,9 +21,13 @@ def explained(ledger: Ledger, digest: str, error: Unreadable) -> Unreadable:
 
     Reads the items of other answers until some are found to be whole.
     """
-    part, _ = named(ledger.log.records).get(digest, ("An item", False))
+    try:
+        part, _ = named(ledger.log.records).get(digest, ("an item", False))
+        ledger.refresh()
+        offer = nearest_good(ledger, digest)
+    except StoreError:  # the log is damaged too; what was asked for comes first
+        return error
     problem = f"{part[0].upper()}{part[1:]} of checkpoint {ledger.id!r}{error.problem.removeprefix('An item')}"
-    offer = nearest_good(ledger, digest)
     fix = error.fix if offer is None else f"{error.fix} The nearest that is whole: {offer}."
     where = {name: getattr(error, name) for name in ("path", "digest", "leaf", "file", "actual") if hasattr(error, name)}
     return type(error)(problem, cause=error.cause, fix=fix, **where)

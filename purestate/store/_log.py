@@ -118,8 +118,8 @@ class DiskLog:
             raise not_locked(self.id)
         self._prepare()
         with write_errors(self.path, f"a record of checkpoint {self.id!r}"):
-            make_folder(self.path.parent)
             must_be_inside(self.path.parent, self._root)
+            make_folder(self.path.parent)
             self._cut(self._read())
             records = make()
             data = b"".join(record.line + b"\n" for record in records)

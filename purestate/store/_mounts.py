@@ -35,15 +35,15 @@ def warn_of_network(path: Path) -> None:
         )
 
 
-def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
+def file_system(path: Path, mounts: Path | None = None) -> str:
     """Return the type of the file system that a path is on, such as ``'ext4'``; nothing where the system does not tell.
 
     Args:
         path: It need not exist.
-        mounts: The system's list, in the format of ``/proc/self/mountinfo``.
+        mounts: A list of mounts in place of ``/proc/self/mountinfo``.
     """
     try:
-        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
+        lines = (mounts or _MOUNTS).read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return ""
     real = os.path.join(os.path.realpath(path), "")

@@ -35,7 +35,7 @@ def repair(backend: DiskBackend, layout: Layout) -> RepairReport:
     """
     done: list[str] = []
     left: list[str] = []
-    freed = 0
+    trash = size_of(layout.trash)
     by_lock: dict[str | None, list[Leftover]] = {None: []}
     for leftover in leftovers(layout):
         by_lock.setdefault(leftover.id, []).append(leftover)
@@ -52,18 +52,18 @@ def repair(backend: DiskBackend, layout: Layout) -> RepairReport:
             with log.lock(_PATIENCE):
                 if cut := log.mend():
                     done.append(f"checkpoints/{id}/log.jsonl: a torn last line of {cut} bytes was cut off; a copy is beside it")
-                freed += _throw(layout, by_lock.get(id, []), done)
+                _throw(layout, by_lock.get(id, []), done)
         except StoreLockedError:
             left.append(f"checkpoints/{id}")
     if by_lock[None]:
         try:
             with _alone(layout, _PATIENCE):
-                freed += _throw(layout, by_lock[None], done)
+                _throw(layout, by_lock[None], done)
         except StoreLockedError:
             left += [_below(layout, leftover) for leftover in by_lock[None]]
-    if trash := empty_trash(layout):
+    if trash:
         done.append("trash: what was being removed is gone")
-        freed += trash
+    freed = empty_trash(layout)
     if done:
         backend.journal("repair", done=done, bytes=freed)
     return RepairReport(tuple(done), tuple(left), freed)
@@ -116,12 +116,10 @@ def _alone(layout: Layout, timeout: float | None) -> AbstractContextManager[None
     return FileLock(layout.store_lock, f"the store {os.fspath(layout.root)!r}").hold(timeout)
 
 
-def _throw(layout: Layout, found: list[Leftover], done: list[str]) -> int:
+def _throw(layout: Layout, found: list[Leftover], done: list[str]) -> None:
     there = [leftover for leftover in found if os.path.lexists(leftover.path)]
-    size = sum(size_of(leftover.path) for leftover in there)
     throw_away(layout, [leftover.path for leftover in there])
     done += [f"{_below(layout, leftover)}: removed; a killed writer had left it" for leftover in there]
-    return size
 
 
 def _below(layout: Layout, leftover: Leftover) -> str:

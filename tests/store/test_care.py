@@ -299,7 +299,8 @@ backend = DiskBackend(root)
 record(backend, "a", 1, 2)
 backend.put({digest_of(leaves(v)): leaves(v) for v in (3, 4)})
 backend.close()
-kept = {path: path.read_bytes() for d in items_of(backend.log("a").records[0]) for path in backend.item_path(d).rglob("*") if path.is_file()}
+folders = [backend.item_path(digest) for digest in items_of(backend.log("a").records[0])]
+kept = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 (root / "items" / ("tmp-" + "0" * 24)).mkdir()
 log = backend.log("a").path
 log.write_bytes(log.read_bytes() + b'{"di')
