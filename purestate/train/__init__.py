@@ -14,7 +14,7 @@ It holds one state and one store, and asks the ops of `purestate.run`; no algori
 * ``_model``       `Model`; ``_checkpoint`` its `ModelCheckpoint` and `Cache`; ``_ops`` what they can do
 * ``_entrance``    which state a block begins with
 * ``_live``        the module that the user holds
-* ``_place``       folders and names
+* ``_place``       folders and names; ``_delete`` removes them; ``_states`` makes states of others
 * ``_said``        the printed lines; ``_params``, ``_plot``, ``_tensorboard``, ``_board`` other ways to look
 * ``_warmup``      `WarmUpLR`
 """
@@ -28,7 +28,8 @@ from typing import Any
 from purestate.core._metrics import metric, metric_accuracy, metric_binaccuracy
 from purestate.errors import SetupError
 from purestate.train._checkpoint import Cache, ModelCheckpoint
-from purestate.train._model import Model, delete_model
+from purestate.train._delete import delete_model
+from purestate.train._model import Model
 from purestate.train._place import set_model_checkpoint_sep, set_namespace, set_root_folder
 from purestate.train._plot import plot_lr_vs_loss, plot_metrics
 from purestate.train._said import TrainHistory

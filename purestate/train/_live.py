@@ -6,7 +6,6 @@ that neither of the two is taken for the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor, nn
 from purestate.code import describe_module
 from purestate.core._hash import leaf_hash
 from purestate.core._init import init, to_module
-from purestate.core._module import fresh_copy, state_dict_names
+from purestate.core._module import fresh_copy
 from purestate.core._state import COMPONENTS, SUBTREES, State
-from purestate.errors import MutatedStateError, StateError, TreeMismatchError
+from purestate.errors import MutatedStateError, TreeMismatchError
 
-__all__ = ["LiveModule", "leaves_from"]
+__all__ = ["LiveModule"]
 
 
 class LiveModule:
@@ -142,33 +141,6 @@ class LiveModule:
     def _rewritten(self) -> str | None:
         tensors = self._tensors()
         return next((repr(name) for name, digest in self._hashes.items() if leaf_hash(tensors[name].detach()) != digest), None)
-
-
-def leaves_from(state_dict: Mapping[str, Tensor], state: State) -> dict[str, dict[str, Tensor]]:
-    """Return copies of a module's tensors by subtree, for `State.replace`. What is not in a state dict is the state's.
-
-    Raises:
-        StateError: Something is no tensor.
-        TreeMismatchError: A tensor that has two names has two values.
-    """
-    for name, tensor in state_dict.items():
-        if not isinstance(tensor, Tensor):
-            raise StateError(f"load_state_dict: expected {name!r} to be a tensor, got {type(tensor).__name__}.", path=name)
-    assert state.recipe is not None
-    for alias, (_, name) in state_dict_names(state.recipe.template).items():
-        if alias != name and name in state_dict and leaf_hash(state_dict[alias]) != leaf_hash(state_dict[name]):
-            raise TreeMismatchError(
-                f"load_state_dict: {alias!r} and {name!r} are one tensor in the model, and have two values in the given one.",
-                cause="It is of a module in which they are not tied.",
-                path=alias,
-            )
-    return {
-        subtree: {
-            name: state_dict[name].detach().clone().to(tensor.device) if name in state_dict else tensor
-            for name, tensor in getattr(state, subtree).items()
-        }
-        for subtree in SUBTREES
-    }
 
 
 def _template_of(state: State) -> nn.Module:

@@ -14,7 +14,6 @@ from torch import nn
 
 from purestate.core._hash import short
 from purestate.core._init import init
-from purestate.core._optim import replace_learning_rates, stored_learning_rates
 from purestate.core._recipe import Recipe
 from purestate.core._state import Origin, State
 from purestate.errors import MissingSnapshotError, SetupError, StateError, TreeMismatchError
@@ -26,18 +25,18 @@ from purestate.run._load import answer_of, backup_of, metrics_of, snapshot_of
 from purestate.run._rebuild import rebuild
 from purestate.train._board import Board
 from purestate.train._checkpoint import Cache, ModelCheckpoint
+from purestate.train._delete import delete_model, remove_runs
 from purestate.train._entrance import Entrances
-from purestate.train._live import LiveModule, leaves_from
+from purestate.train._live import LiveModule
 from purestate.train._ops import Trains
 from purestate.train._params import count_line, params_table
 from purestate.train._place import Place, checkpoint_word, here, sort_key, word
 from purestate.train._said import said
-from purestate.train._tensorboard import remove
+from purestate.train._states import keep_schedulers, leaves_from
 
-__all__ = ["Model", "delete_model"]
+__all__ = ["Model"]
 
 Id = int | float | str
-SCHEDULERS = ("epoch_scheduler", "step_scheduler")
 
 
 class Model(Trains):
@@ -256,7 +255,7 @@ class Model(Trains):
         if best:
             state = self._restored(log, best=True)
         if not load_schedulers:
-            state = _keep_schedulers(state, self._state)
+            state = keep_schedulers(state, self._state)
         self._state = state
         which = f"the best epoch of checkpoint {id!r}" if best else f"checkpoint {id!r}"
         metrics = said(metrics_of(train, record, best=best))
@@ -279,7 +278,7 @@ class Model(Trains):
         parent = self._state.origin.parent
         back = self._entrances.first_input(log._ledger, self._state) if parent and parent["checkpoint"] == log.id else None
         self.store.delete(log.id)
-        _remove_runs(self.place.runs / self.id, checkpoint_word(id))
+        remove_runs(self.place.runs / self.id, checkpoint_word(id))
         print(f"Deleted checkpoint {id!r} of {self.id}." + (" The model is where it was before it." if back else ""))
         if back is not None:
             self._state = back
@@ -371,8 +370,12 @@ class Model(Trains):
         self._live.must_be_untouched()
         if self._state is self._initial and self._initial.origin.parent is None:  # the model was deleted since
             self._state = self._initial = self._rooted(self._initial)
-        self._state = self._entrances.enter(log._ledger, self._state, f"checkpoint {block.id!r} of model {self.id!r}")
+        before = self._state
+        self._state = self._entrances.enter(log._ledger, before, f"checkpoint {block.id!r} of model {self.id!r}")
         self._block = block
+        left_out = {act for acts in before.origin.acts for act in acts} & {"adopt", "replace"}
+        if left_out and self._state is not before:
+            print(f"Checkpoint {block.id!r} is run again, from where it began: without what {self.id} was given by hand since.")
 
     def _leave(self, log: Checkpoint) -> None:
         self._block = None
@@ -424,44 +427,3 @@ class Model(Trains):
 
     def _rooted(self, initial: State) -> State:
         return self.store.checkpoint(self.id, description=self.description, echo=None, notify=print).root(initial)
-
-
-def _keep_schedulers(state: State, model: State) -> State:
-    """Return a state with the schedulers of another, and with its learning rates where there are as many groups."""
-    assert state.recipe is not None
-    recipe, parts = model.recipe, {name: getattr(model, name) for name in SCHEDULERS}
-    changed = state.recipe.replace(**{name: getattr(recipe, name) for name in SCHEDULERS})
-    optimizer = state.optimizer
-    if optimizer is not None and model.optimizer is not None:
-        rates = stored_learning_rates(model.optimizer)
-        if len(rates) == len(stored_learning_rates(optimizer)):
-            optimizer = replace_learning_rates(optimizer, rates)
-    return state.derived({"keep_schedulers": True}, recipe=changed, optimizer=optimizer, **parts)
-
-
-def delete_model(id: str, *, store: Store | MemoryStore | None = None, place: Place | None = None) -> None:
-    """Remove a model and all its checkpoints, without building it: where its module has another structure now, for example.
-
-    Args:
-        id: Of the model.
-        store: Where it is kept; as for `Model`, if left out.
-        place: Where its TensorBoard files are; as for `Model`, if left out.
-
-    Effects:
-        Removes files; prints what. Parameters stay in the store, since other models may share them.
-    """
-    place = place or here()
-    store = store or Store(place.store)
-    found = [info.id for info in store.checkpoints() if info.id == id or place.own(id, info.id) is not None]
-    for name in found:
-        store.delete(name)
-        if (own := place.own(id, name)) is not None:
-            _remove_runs(place.runs / id, own)
-    print(f"Deleted model {id!r} and {counted(len([name for name in found if name != id]), 'checkpoint')}.")
-
-
-def _remove_runs(folder: Path, own: str) -> None:
-    """Remove the TensorBoard files of a checkpoint, and the model's folder where that was all."""
-    remove(folder / own)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()

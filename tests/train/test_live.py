@@ -491,3 +491,16 @@ def test_extra_state_is_left_out(store):
         m.load_state_dict(m.model.state_dict())
     assert "leave it out" in str(refused.value)
     m.load_state_dict(m.state_dict())
+
+
+def test_a_cell_that_is_run_again_says_that_it_leaves_out_what_was_given_by_hand(m, capsys):
+    block(m)
+    first = m.state
+    m.load_state_dict({name: tensor + 1 for name, tensor in m.state_dict().items()})
+    capsys.readouterr()
+    block(m)
+    assert m.state == first
+    assert "Checkpoint 1 is run again, from where it began: without what net was given by hand since." in capsys.readouterr().out
+    block(m)
+    assert m.state == first
+    assert "by hand" not in capsys.readouterr().out
