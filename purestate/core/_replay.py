@@ -72,6 +72,7 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
     _drop_double_transposes(graph)
     scope: dict[str, Any] = {
         "StepOutput": StepOutput,
+        "is_grad_enabled": torch.is_grad_enabled,
         "grad_mode": torch.enable_grad if layout.training else torch.no_grad,
         # the trace is of what autograd called: views need not be tracked for it again, nor versions be counted
         "below_autograd": _C._AutoDispatchBelowAutograd,
@@ -102,13 +103,16 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
             if done:
                 lines.append(f"del {', '.join(done)}")
     names = [node.name for node in inputs]
+    given = ", ".join(["buffers", *names[layout.bound :]])
     source = "\n".join(
         [
             f"def bind({', '.join(names[: layout.bound])}):",
             "    with grad_mode(), below_autograd():",
             *(f"        {line}" for line in [*first, "pass"]),
-            f"    def replay({', '.join(['buffers', *names[layout.bound :]])}):",
-            "        with grad_mode(), below_autograd():",
+            f"    def replay({given}):",
+            f"        if is_grad_enabled() is not {layout.training}:",  # setting what is set would cost as much as an operator
+            f"            with grad_mode(): return replay({given})",
+            "        with below_autograd():",
             *(f"            {line}" for line in lines),
             "    return replay",
         ]

@@ -9,8 +9,8 @@ steps as it is. Gradients are let go after a step, as ``zero_grad()`` does.
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -349,12 +349,12 @@ def _is_usual(optimizer: Optimizer) -> bool:
 
 
 def _hooked(optimizer: Any) -> bool:
-    places = importlib.import_module("torch.optim.optimizer")
+    everywhere = sys.modules["torch.optim.optimizer"]  # an attribute of its package it is not
     return bool(
         optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
-        or places._global_optimizer_pre_hooks
-        or places._global_optimizer_post_hooks
+        or everywhere._global_optimizer_pre_hooks
+        or everywhere._global_optimizer_post_hooks
     )
 
 

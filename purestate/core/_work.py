@@ -129,11 +129,14 @@ class Working:
     def step_scheduler(self) -> None:
         """Step the step scheduler, if there is one."""
         if (live := self._schedulers.get("step_scheduler")) is not None:
+            if not type(live.scheduler).__module__.startswith("torch."):
+                self._update.settle()  # a user's scheduler may look at the optimizer's state; torch's do not
             step_scheduler(live)
 
     def epoch_scheduler(self, metric: float | None) -> None:
         """Step the epoch scheduler, if there is one; a plateau scheduler steps on ``metric``."""
         if (live := self._schedulers.get("epoch_scheduler")) is not None:
+            self._update.settle()
             step_scheduler(live, metric)
 
     def refuse_metric_schedulers(self) -> None:

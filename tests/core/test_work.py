@@ -156,3 +156,25 @@ def test_isolated_puts_everything_back() -> None:
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (False, True)
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Watching:
+    """A scheduler of the user's that looks at how many steps each parameter has taken."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.seen = optimizer, list[float]()
+
+    def step(self) -> None:
+        self.seen += [float(slots["step"]) for slots in self.optimizer.state.values()]
+
+
+def test_a_scheduler_sees_the_counters_of_every_parameter() -> None:
+    for name, each in (("step_scheduler", 3), ("epoch_scheduler", 1)):
+        work = Working(state(**{f"{name}_fn": Watching}))
+        for _ in range(3):
+            work.update({n: torch.ones_like(t) for n, t in work.params.items()}, work.buffers)
+            work.step_scheduler()
+        work.epoch_scheduler(None)
+        seen = work._schedulers[name].scheduler.seen
+        counts = range(1, 4) if each == 3 else [3]
+        assert seen == [float(n) for n in counts for _ in work.params]
