@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -24,10 +25,19 @@ from blake3 import blake3
 
 from purestate.errors import UnsupportedError
 
-__all__ = ["canonical_json", "dtype_name", "leaf_bytes", "leaf_hash", "scalar_hash", "short", "tree_hash"]
+__all__ = ["canonical_json", "dtype_name", "leaf_bytes", "leaf_hash", "leaf_hashes", "scalar_hash", "short", "tree_hash"]
 
 _LEAF, _SCALAR, _TREE = "purestate/leaf/1", "purestate/scalar/1", "purestate/tree/1"
 _THREADED_ABOVE = 4 << 20
+_TOGETHER = 16 << 10, 8 << 20
+"""From how many bytes a leaf on the average, and in all, leaves are hashed by several threads."""
+_MOST_THREADS = 4
+_JOINED_BELOW = 128 << 10
+"""Up to how many bytes a leaf is copied behind its header: a hash that begins with a few bytes goes on slowly."""
+_NUMPY = frozenset(
+    {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+)
+"""The dtypes that Python's memoryview knows as well."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -46,6 +56,9 @@ def leaf_bytes(tensor: torch.Tensor) -> memoryview:
     Raises:
         UnsupportedError: The tensor is sparse, nested, quantized or without elements (on the meta device).
     """
+    if tensor.dtype in _NUMPY and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_nested:
+        if tensor.is_contiguous() and not tensor.is_neg() and tensor.numel():  # what most leaves are, in a third of the time
+            return (tensor.detach() if tensor.requires_grad else tensor).numpy().data.cast("B")
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         raise UnsupportedError(
             f"expected a dense tensor with elements, got {_kind(tensor)} one of dtype {dtype_name(tensor.dtype)}.",
@@ -80,8 +93,28 @@ def leaf_hash(tensor: torch.Tensor) -> str:
         False
     """
     data, header = leaf_bytes(tensor), _header(tensor.dtype, tensor.shape)
+    if len(data) <= _JOINED_BELOW:
+        return blake3(b"".join((header, data))).hexdigest()
     hasher = blake3(header, max_threads=blake3.AUTO) if len(data) > _THREADED_ABOVE else blake3(header)
     return hasher.update(data).hexdigest()
+
+
+def leaf_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the digest of each of several tensors, by name; large ones at the same time.
+
+    Example:
+        >>> leaf_hashes({"a": torch.ones(2)}) == {"a": leaf_hash(torch.ones(2))}
+        True
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    threads = min(torch.get_num_threads(), _MOST_THREADS)
+    if threads < 2 or size < max(_TOGETHER[1], _TOGETHER[0] * len(tensors)) or len(tensors) < 2 * threads:
+        return {name: leaf_hash(tensor) for name, tensor in tensors.items()}
+    names = list(tensors)
+    with ThreadPoolExecutor(threads) as pool:  # hashing lets go of the interpreter's lock
+        parts = pool.map(lambda part: [leaf_hash(tensors[name]) for name in part], [names[i::threads] for i in range(threads)])
+        found = {name: digest for i, part in enumerate(parts) for name, digest in zip(names[i::threads], part, strict=True)}
+    return {name: found[name] for name in names}
 
 
 @lru_cache(maxsize=4096)

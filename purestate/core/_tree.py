@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-from purestate.core._hash import dtype_name, leaf_hash, tree_hash
+from purestate.core._hash import dtype_name, leaf_hashes, tree_hash
 from purestate.errors import FrozenStateError, MutatedStateError, TreeMismatchError
 
 __all__ = ["LeafSpec", "Leaves", "check_same_names", "in_order", "layout_text", "spec_of", "stride_order"]
@@ -171,7 +171,7 @@ class Leaves(Mapping[str, torch.Tensor]):
     def hashes(self) -> Mapping[str, str]:
         """The digest of each leaf."""
         if self._hashes is None:
-            self._hashes = {name: leaf_hash(tensor) for name, tensor in self._read().items()}
+            self._hashes = leaf_hashes(self._read())
         return MappingProxyType(self._hashes)
 
     @property
@@ -196,7 +196,7 @@ class Leaves(Mapping[str, torch.Tensor]):
         """Hash every leaf again and raise `MutatedStateError` at the first that differs from its remembered hash."""
         self.check()
         known, digest = self._hashes, self._digest
-        actual = {name: leaf_hash(tensor) for name, tensor in self._read().items()}
+        actual = leaf_hashes(self._read())
         for name, value in actual.items():
             if known is not None and known[name] != value:
                 raise _mutated(self.where, name)

@@ -30,6 +30,7 @@ class RecordLike(Protocol):
     def digest(self) -> str: ...
     @property
     def body(self) -> dict[str, Any]: ...
+    def leading(self, *names: str) -> tuple[int, ...]: ...
 
 
 @dataclass
@@ -110,8 +111,12 @@ class Chain:
         self._by_start: dict[int, Trajectory] = {}
         self.seen = 0
         """How many records were folded in."""
-        self.head = ""
-        """The digest of the last of them."""
+        self._last: RecordLike | None = None
+
+    @property
+    def head(self) -> str:
+        """The digest of the last record that was folded in; nothing if there is none."""
+        return self._last.digest if self._last is not None else ""
 
     def update(self, records: Iterable[RecordLike]) -> None:
         """Fold in all records of the log; those seen before are skipped."""
@@ -121,18 +126,19 @@ class Chain:
 
     def add(self, record: RecordLike) -> None:
         """Fold in one record."""
-        self.seen, self.head = record.seq + 1, record.digest
-        if record.kind in READERS:
+        self.seen, self._last = record.seq + 1, record
+        kind = record.kind
+        if kind in READERS:
             self._on_reader(record)
-        elif (fold := getattr(self, f"_on_{record.kind}", None)) is not None:
+        elif (fold := getattr(self, f"_on_{kind}", None)) is not None:
             fold(record)
         else:
             raise FormatVersionError(
-                f"record {record.seq} is of the kind {record.kind!r}, which this version does not know.",
+                f"record {record.seq} is of the kind {kind!r}, which this version does not know.",
                 cause="The checkpoint was written by a newer version.",
                 fix="Update purestate.",
                 expected=READERS,
-                actual=record.kind,
+                actual=kind,
             )
 
     def find(self, digest: str) -> Trajectory | None:
@@ -165,7 +171,8 @@ class Chain:
         self._by_start[record.seq] = train
 
     def _on_epoch(self, record: RecordLike) -> None:
-        self._by_start[record.body["of"]].epochs[record.body["n"]] = record
+        of, n = record.leading("of", "n")  # there are thousands, of which nobody may look at the rest
+        self._by_start[of].epochs[n] = record
 
     def _on_done(self, record: RecordLike) -> None:
         self._by_start[record.body["of"]].done.append(record)

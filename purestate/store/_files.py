@@ -18,6 +18,7 @@ __all__ = [
     "must_be_inside",
     "open_file",
     "outside",
+    "read_errors",
     "read_file",
     "sync_folder",
     "unique",
@@ -35,6 +36,12 @@ _ADVICE = {
     errno.EPERM: "This user may not write there. Change the folder's mode, or give another folder.",
     errno.ENOTDIR: "There is a file where a folder should be. Move it, or give another folder.",
     errno.EEXIST: "There is a file where a folder should be. Move it, or give another folder.",
+}
+
+_READ_ADVICE = {
+    errno.EACCES: "This user may not read it. Change its mode, or ask whose it is.",
+    errno.EPERM: "This user may not read it. Change its mode, or ask whose it is.",
+    errno.EMFILE: "This process has too many files open. Close some, or raise the limit (ulimit -n).",
 }
 
 _AGAIN = "Run the script again: what was recorded before is intact."
@@ -65,16 +72,15 @@ def open_file(path: Path, root: Path) -> int:
     """Open a plain file of a store to read it, and return the descriptor.
 
     Raises:
-        OSError: As of ``os.open``; FileNotFoundError if it is not there.
-        StoreError: It is no plain file, or it lies outside of the store.
+        FileNotFoundError, NotADirectoryError: It is not there.
+        StoreError: It cannot be opened, is no plain file, or lies outside of the store.
     """
     try:
-        # without O_NONBLOCK a pipe of that name would keep us waiting for ever
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise outside(path) from None
-        raise
+        with read_errors(path):
+            # without O_NONBLOCK a pipe of that name would keep us waiting for ever
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except StoreError as error:
+        raise outside(path) from None if error.errno in (errno.ELOOP, errno.ENXIO) else error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise outside(path)
@@ -87,7 +93,7 @@ def open_file(path: Path, root: Path) -> int:
 
 def read_file(path: Path, root: Path, most: int = -1) -> bytes:
     """Return the bytes of a plain file of a store, at most so many of them. Raises what `open_file` raises."""
-    with open(open_file(path, root), "rb") as file:
+    with open(open_file(path, root), "rb") as file, read_errors(path):
         return file.read(most)
 
 
@@ -108,6 +114,25 @@ def files_below(folder: Path) -> Iterator[tuple[str, int]]:
                     yield os.path.relpath(entry.path, folder), status.st_size
                 else:
                     raise outside(Path(entry.path))
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Generator[None, None, None]:
+    """Raise `StoreError` in place of an `OSError` of the block, unless it says that there is no such file."""
+    try:
+        yield
+    except (StoreError, FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        place = os.fspath(path)
+        said = StoreError(
+            f"Cannot read {place!r}.",
+            cause=f"{type(error).__name__}: {error}.",
+            fix=_READ_ADVICE.get(error.errno or 0, "Look after the disk. The file may be whole: nothing was changed."),
+            path=place,
+        )
+        said.errno = error.errno
+        raise said from error
 
 
 @contextlib.contextmanager
@@ -177,16 +202,24 @@ def write_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def append_line(path: Path, line: bytes, at: int) -> None:
+def append_line(path: Path, line: bytes, at: int, root: Path | None) -> None:
     """Write ``line`` at the end of a file, which is at byte ``at``, durably, or leave the file as it was.
+
+    Args:
+        path: The file. It is created if it is not there.
+        line: What to write.
+        at: Where it ends.
+        root: The store, to make the names of file and folders durable first; None if this process did so already. That they
+            are there does not say it: who made them may have been killed before the sync.
 
     Raises:
         OSError: The write or the sync failed. It is not tried again: after a failed sync the system may report success
             for bytes that are lost.
     """
-    fresh = not path.exists()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
+        if root is not None:
+            _sync_names(path, root)
         done = 0
         while done < len(line):
             done += os.pwrite(fd, line[done:], at + done)
@@ -197,6 +230,10 @@ def append_line(path: Path, line: bytes, at: int) -> None:
         raise
     finally:
         os.close(fd)
-    if fresh:
-        sync_folder(path.parent)
-        sync_folder(path.parent.parent)  # a process that was killed may have made the folder and not synced it
+
+
+def _sync_names(path: Path, root: Path) -> None:
+    for folder in path.parents:
+        sync_folder(folder)
+        if folder == root.parent:
+            return

@@ -33,7 +33,7 @@ class Journal:
         line = to_json(entry(act, details), "an entry of the journal").encode("ascii") + b"\n"
         with self._lock.hold(10.0), write_errors(self._path, "a line of the journal"):
             old = self._read()
-            append_line(self._path, line if old.endswith(b"\n") or not old else b"\n" + line, len(old))
+            append_line(self._path, line if old.endswith(b"\n") or not old else b"\n" + line, len(old), self._root)
 
     def entries(self) -> list[dict[str, Any]]:
         """Return what was noted, oldest first, without lines that a crash cut short."""

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from purestate.errors import CorruptLogError, StoreLockedError
-from purestate.store._files import append_line, make_folder, must_be_inside, open_file, unique, write_errors, write_file
+from purestate.store._files import (
+    append_line,
+    make_folder,
+    must_be_inside,
+    open_file,
+    read_errors,
+    unique,
+    write_errors,
+    write_file,
+)
 from purestate.store._layout import Layout
 from purestate.store._locks import FileLock
 from purestate.store._record import EMPTY_HEAD, BadLineError, Record, decode, encode, torn_tail
@@ -123,7 +132,8 @@ class DiskLog:
             self._cut(self._read())
             records = make()
             data = b"".join(record.line + b"\n" for record in records)
-            append_line(self.path, data, self._offset)
+            append_line(self.path, data, self._offset, None if self._named else self._root)
+            self._named = True
         self._records += records
         self._offset += len(data)
         self._file = _identity(self.path)
@@ -142,11 +152,13 @@ class DiskLog:
         """Bytes of a last line that was never finished, as of the last look."""
         self._offset = 0
         self._file: tuple[int, int] | None = None
+        self._named = False
+        """Whether the names of this file and the folders above it are known to be durable."""
 
     def _read(self) -> bytes:
         """Take in what is new, and return the torn last line, if there is one."""
         try:
-            with open(open_file(self.path, self._root), "rb") as file:
+            with open(open_file(self.path, self._root), "rb") as file, read_errors(self.path):
                 status = os.fstat(file.fileno())
                 if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
                     self._forget()

@@ -10,6 +10,7 @@ before, or 64 zeros in the first. So a line that was edited, moved, dropped or d
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -77,6 +78,20 @@ class Record:
             body = self._body = _body(self.line)
         return body
 
+    def leading(self, *names: str) -> tuple[int, ...]:
+        """Return integers that the body begins with, without parsing the rest of it.
+
+        Args:
+            names: Their names, in the order in which they were appended.
+
+        Example:
+            >>> encode(0, EMPTY_HEAD, "epoch", {"of": 1, "n": 5, "metrics": {}}).leading("of", "n")
+            (1, 5)
+        """
+        if self._body is None and (found := _leading(names).search(self.line, _SEQ, _SEQ + 256)) is not None:
+            return tuple(map(int, found.groups()))
+        return tuple(self.body[name] for name in names)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Record) and self.line == other.line
 
@@ -85,6 +100,12 @@ class Record:
 
     def __repr__(self) -> str:
         return f"Record(seq={self.seq}, kind={self.kind!r}, digest={self.digest[:8]!r})"
+
+
+@functools.cache
+def _leading(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    fields = ",".join(rf'"{re.escape(name)}":(\d{{1,18}})' for name in names)
+    return re.compile(rf'"kind":"[a-z0-9_]*","body":{{{fields}[,}}]'.encode("ascii"))
 
 
 def _body(line: bytes) -> dict[str, Any]:

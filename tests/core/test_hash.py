@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from purestate.core._component import Component
-from purestate.core._hash import canonical_json, dtype_name, leaf_bytes, leaf_hash, scalar_hash, short, tree_hash
+from purestate.core._hash import canonical_json, dtype_name, leaf_bytes, leaf_hash, leaf_hashes, scalar_hash, short, tree_hash
 from purestate.core._key import Key
 from purestate.core._plain import encode
 from purestate.core._state import Counters, State, state_hash
@@ -248,3 +248,21 @@ def test_one_bit_is_another_digest(values: list[float], i: int) -> None:
 def test_how_digests_and_dtypes_are_shown() -> None:
     assert short("0123456789abcdef") == short("b3:0123456789abcdef") == "b3:01234567"
     assert [dtype_name(d) for d in (torch.float32, torch.bool, torch.float8_e5m2)] == ["float32", "bool", "float8_e5m2"]
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_hashes_of_several_are_those_of_each(monkeypatch, count):
+    """One after the other or at the same time, whatever the kind of tensor."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    leaves = {f"l{i}": torch.full((70_000,), float(i)) for i in range(count)}
+    leaves |= {"t": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(3, dtype=torch.bfloat16), "e": torch.empty(0)}
+    leaves |= {"p": torch.nn.Parameter(torch.ones(2)), "c": torch.tensor([1 + 2j]).conj(), "s": torch.tensor(True)}
+    assert leaf_hashes(leaves) == {name: leaf_hash(leaf) for name, leaf in leaves.items()}
+    assert list(leaf_hashes(leaves)) == list(leaves)
+
+
+@pytest.mark.parametrize("size", [1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, (4 << 20) + 1])
+def test_the_definition_at_every_size(size):
+    tensor = torch.arange(size, dtype=torch.uint8)
+    header = b'["purestate/leaf/1","uint8",[%d]]\0' % size
+    assert leaf_hash(tensor) == blake3(header + tensor.numpy().tobytes()).hexdigest()

@@ -131,3 +131,13 @@ def test_what_is_sealed_is_unsealed(body):
         damaged = bytearray(line)
         damaged[position] ^= 0x04
         assert unseal(bytes(damaged)) is None
+
+
+@pytest.mark.parametrize("body", [{"of": 1, "n": 5, "x": 2}, {"of": 1, "n": 5}, {"n": 5, "of": 1}, {"of": 1, "a": 0, "n": 5}])
+def test_leading_numbers_are_those_of_the_body(body):
+    record = encode(0, EMPTY_HEAD, "epoch", body)
+    assert record.leading("of", "n") == (1, 5)
+    assert record.body == body
+    assert record.leading("of", "n") == (1, 5)
+    with pytest.raises(KeyError):
+        record.leading("of", "m")
