@@ -80,7 +80,9 @@ def open_file(path: Path, root: Path) -> int:
             # without O_NONBLOCK a pipe of that name would keep us waiting for ever
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except StoreError as error:
-        raise outside(path) from None if error.errno in (errno.ELOOP, errno.ENXIO) else error
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise outside(path) from None
+        raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise outside(path)

@@ -223,7 +223,7 @@ def _copy(memory: memoryview, folder: Folder, leaves: Tree, digest: str) -> dict
             cause="A tensor of a state was modified in place, perhaps through .data, a numpy view or the module it came from.",
             fix="Call state.verify() to see which.",
         )
-    return {name: dataclasses.asdict(meta) for name, meta in metas.items()}
+    return {name: meta.to_json() for name, meta in metas.items()}
 
 
 def _groups(items: dict[str, Tree]) -> Iterator[dict[str, Tree]]:

@@ -8,7 +8,6 @@ training pays for one copy in memory.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
@@ -55,7 +54,7 @@ class Points:
             "format": 1,
             "body": body,
             "trees": {name: list(tree) for name, tree in leaves.items()},
-            "leaves": {key: dataclasses.asdict(meta) for key, meta in metas.items()},
+            "leaves": {key: meta.to_json() for key, meta in metas.items()},
         }
         tmp, final = parent / unique("tmp"), self._layout.generation(id, number)
         folder = Folder(os.fspath(tmp), os.fspath(final), RESUME_META, meta, True, arrays)

@@ -38,7 +38,7 @@ class LeafMeta:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> LeafMeta:
-        """Return what `dataclasses.asdict` made plain; a TypeError, KeyError or ValueError says that it is something else."""
+        """Return what `to_json` made plain; a TypeError, KeyError or ValueError says that it is something else."""
         shape = fields["shape"]
         if type(shape) is not list or len(shape) > _MOST_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
             raise ValueError("there is a shape that is none")
@@ -50,6 +50,10 @@ class LeafMeta:
         if math.prod(n or 1 for n in shape) * leaf.itemsize >= 1 << 63:
             raise ValueError("there is a shape of more bytes than an address has")
         return leaf
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes."""
+        return {"key": self.key, "dtype": self.dtype, "shape": self.shape, "stored": self.stored, "hash": self.hash}
 
     @property
     def itemsize(self) -> int:

@@ -343,10 +343,10 @@ def _pack(memory: _Memory, order: Order) -> tuple[int, int]:
         order.fill(view)
     text = json.dumps(  # after `fill`, which may still note in a folder what it learns while it copies
         {
-            "folders": [dataclasses.asdict(folder) for folder in order.folders],
+            "folders": [vars(folder) for folder in order.folders],
             "sync": [os.fspath(path) for path in order.sync],
             "prune": order.prune and os.fspath(order.prune),
-            "step": order.step and dataclasses.asdict(order.step),
+            "step": order.step and vars(order.step),
         }
     ).encode("ascii")
     done = 0
