@@ -37,7 +37,7 @@ from purestate.core._watch import (
 )
 from purestate.errors import CaptureMismatchError, StateError
 
-__all__ = ["Runner"]
+__all__ = ["Entry", "Runner", "Tensors", "Trees", "signature_of"]
 
 _MOST_SIGNATURES = 8
 _OTHER_SEED = 0x9E3779B97F4A7C15
@@ -48,7 +48,7 @@ _Expected = tuple[Mapping[str, Any], GlobalStates]
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
     """One kind of batch in one op."""
 
     known: Known
@@ -97,7 +97,7 @@ class Runner:
         self._capture_after = max(capture_after, 1)
         self._kept = kept if kept is not None else Kept()
         self._kinds = Kinds()
-        self._entries: dict[Any, _Entry] = {}
+        self._entries: dict[Any, Entry] = {}
         self._epoch = 0
         self._generation = 0
         self._off = False
@@ -136,7 +136,7 @@ class Runner:
         if self._off:
             seed_all(seed)
             return self.step(params, frozen, buffers, batch)
-        key, leaves = _signature(batch)
+        key, leaves = signature_of(batch)
         if self._trees is None or not self._same_trees(params, frozen, buffers):
             self._take_trees(params, frozen, buffers)
         entry = self._entries.get(key)
@@ -180,7 +180,7 @@ class Runner:
             if entry.replay is not None:
                 self._bind(entry, entry.program)
 
-    def _bind(self, entry: _Entry, program: Program | None) -> None:
+    def _bind(self, entry: Entry, program: Program | None) -> None:
         entry.program = program
         entry.replay = None if program is None else program(*self._flat)
 
@@ -196,7 +196,7 @@ class Runner:
         else:
             entry = self._entries.get(key)
             if entry is None:
-                entry = self._entries[key] = _Entry(self._kinds.of(key))
+                entry = self._entries[key] = Entry(self._kinds.of(key))
                 self._bind(entry, entry.known.program)
             entry.calls += 1
             entry.known.calls += 1
@@ -207,7 +207,7 @@ class Runner:
         seed_all(seed)
         return self.step(*trees, batch)
 
-    def _capture(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
+    def _capture(self, entry: Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
         before, bits = self._copies(trees, batch), self._bits(trees)
         attributes = self._attributes()
         seed_all(seed)
@@ -247,7 +247,7 @@ class Runner:
             raise WritesParametersError
         # tensors that are no argument belong to this op's copy of the module or of the loss
         lasts = all(node.op != "get_attr" for node in graph.graph.nodes)
-        program = written_out(graph, layout)
+        program = self._write(graph, layout)
         self._must_equal(program, before, seed, expected)
         other = seed ^ _OTHER_SEED
         trees, batch = self._copies(*before)
@@ -258,7 +258,10 @@ class Runner:
         self._must_equal(program, before, other, (seen, global_states()))
         return program, lasts
 
-    def _compare(self, entry: _Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
+    def _write(self, graph: fx.GraphModule, layout: Layout) -> Program:
+        return written_out(graph, layout)
+
+    def _compare(self, entry: Entry, trees: Trees, batch: Any, seed: int) -> StepOutput:
         before, bits = self._copies(trees, batch), self._bits(trees)
         seed_all(seed)
         python = global_states()
@@ -378,7 +381,7 @@ class Runner:
         for manual_seed in self._seeders:
             manual_seed(seed)
         try:
-            actual = program(*(t for tree in trees for t in tree.values()))(trees[2], *_signature(batch)[1])
+            actual = program(*(t for tree in trees for t in tree.values()))(trees[2], *signature_of(batch)[1])
         except RuntimeError as error:
             raise OtherBitsError(f"a replay gave other bits in a shape ({error})") from error
         seen = self._seen(actual, trees)
@@ -409,7 +412,7 @@ class Runner:
             self.notice = text
 
 
-def _signature(batch: Any) -> tuple[Any, Sequence[Tensor]]:
+def signature_of(batch: Any) -> tuple[Any, Sequence[Tensor]]:
     """Return what kind of batch this is, None if it has no kind, and its tensors."""
     if type(batch) in (tuple, list) and all(map(_is_plain, batch)):
         return (type(batch), *map(_tensor_key, batch)), batch

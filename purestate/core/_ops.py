@@ -245,7 +245,12 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = ()) -> dic
 
 def _gradient_runner(recipe: Recipe, metrics: Sequence[Metric]) -> Runner:
     step = make_gradient_step(recipe.template, recipe.objective(), metrics)
-    return Runner(step, kept=kept_for(recipe, metrics, training=True))
+    kept = kept_for(recipe, metrics, training=True)
+    if recipe.compile == "inductor":
+        from purestate.core._inductor import InductorRunner
+
+        return InductorRunner(step, kept=kept)
+    return Runner(step, kept=kept)
 
 
 def _evaluate_runner(recipe: Recipe, metrics: Sequence[Metric]) -> Runner:

@@ -17,13 +17,17 @@ from torch import nn
 from purestate.core._factory import Factory
 from purestate.core._loss import Objective, make_objective
 
-__all__ = ["PRECISIONS", "Clip", "Recipe"]
+__all__ = ["COMPILERS", "PRECISIONS", "Clip", "Recipe"]
 
 PRECISIONS = {"bfloat16": torch.bfloat16}
 """What ``setup(precision=)`` takes: the dtype of `torch.autocast` around the forward pass and the loss.
 
 float16 is not among them: it needs a loss scale that moves with the steps, which would be state outside of the state.
 """
+
+
+COMPILERS = ("inductor",)
+"""What ``setup(compile=)`` takes, beside ``'none'``."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Recipe:
         clip: How gradients are clipped.
         precision: A name in `PRECISIONS`, or None for none.
         deterministic: Whether accelerators have to use deterministic algorithms.
+        compile: Who compiles the gradient step: ``'inductor'``, or None for nobody.
     """
 
     template: nn.Module
@@ -66,6 +71,7 @@ class Recipe:
     clip: Clip = Clip()
     precision: str | None = None
     deterministic: bool = True
+    compile: str | None = None
 
     @property
     def has_loss(self) -> bool:

@@ -26,7 +26,7 @@ _READ = ("params", "frozen", "buffers", "key")
 _EDITS = ("set_lr", "freeze", "unfreeze")
 """What was done to a state by functions whose arguments say it better than digests do."""
 
-_OPTIONS = ("loss", *COMPONENTS, "clip", "precision", "deterministic")
+_OPTIONS = ("loss", *COMPONENTS, "clip", "precision", "deterministic", "compile")
 """What of a recipe enters a question."""
 
 
@@ -78,7 +78,7 @@ def ask_reader(
     """
     assert state.recipe is not None
     parts = _common(state, list(state.digests) if whole else _READ, metrics)
-    parts |= _recipe(state.recipe, ("loss", "precision", "deterministic", *(("optimizer", "clip") if whole else ())))
+    parts |= _recipe(state.recipe, ("loss", "precision", "deterministic", *(("optimizer", "clip", "compile") if whole else ())))
     parts |= dict(flatten(_data(loader), "data")) | {f"args.{name}": value for name, value in (args or {}).items()}
     return Question(op, parts, _about(state))
 
@@ -100,7 +100,9 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
 
 
 def _recipe(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    return dict(flatten({name: describe_option(recipe, name) for name in names}, "recipe"))
+    # compile is newer than the first records, which have to stay answers
+    given = [name for name in names if name != "compile" or recipe.compile is not None]
+    return dict(flatten({name: describe_option(recipe, name) for name in given}, "recipe"))
 
 
 def describe_option(recipe: Recipe, name: str) -> Any:

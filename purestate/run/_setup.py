@@ -15,7 +15,7 @@ from torch import nn
 from purestate.code import describe
 from purestate.core._factory import Factory
 from purestate.core._loss import make_objective
-from purestate.core._recipe import PRECISIONS, Clip, Recipe
+from purestate.core._recipe import COMPILERS, PRECISIONS, Clip, Recipe
 from purestate.core._state import COMPONENTS, State, require
 from purestate.errors import SetupError
 
@@ -46,6 +46,7 @@ class SetupOptions(TypedDict, total=False):
     clip_grad_value: float | None
     precision: str | None
     deterministic: bool | None
+    compile: str | None
 
 
 def setup(
@@ -70,6 +71,7 @@ def setup(
     clip_grad_value: float | None = None,
     precision: str | None = None,
     deterministic: bool | None = None,
+    compile: str | None = None,
 ) -> State:
     """Decide how a state is trained. What is named starts afresh; what is not named stays with its state.
 
@@ -96,6 +98,9 @@ def setup(
         precision: ``'bfloat16'``: the forward pass and the loss run under `torch.autocast`; ``'float32'``: they do not.
         deterministic: Whether ops on an accelerator use deterministic algorithms only, which they do unless told otherwise
             here. On the CPU it changes nothing.
+        compile: ``'inductor'``: `train` compiles the gradient step, which takes seconds once for each kind of batch and
+            machine, and gives other last bits; random masks of tensors that are not contiguous are others, too. ``'none'``:
+            it does not.
 
     Returns:
         A new state. A scheduler that is kept while the optimizer is new is built again on it and stepped to where it was.
@@ -132,6 +137,8 @@ def setup(
     changed |= _clip(before, clip_grad_norm, clip_grad_value) | _precision(precision)
     if deterministic is not None:
         changed["deterministic"] = bool(deterministic)
+    if compile is not None:
+        changed["compile"] = _compiler(compile)
     return state.derived({"setup": sorted(changed)}, recipe=before.replace(**changed), **fresh)
 
 
@@ -196,3 +203,11 @@ def _precision(name: str | None) -> dict[str, Any]:
             argument="precision",
         )
     return {"precision": None if name == "float32" else name}
+
+
+def _compiler(name: str) -> str | None:
+    if name != "none" and name not in COMPILERS:
+        raise SetupError(
+            f"setup: compile must be one of {', '.join(map(repr, ('none', *COMPILERS)))}, got {name!r}.", argument="compile"
+        )
+    return None if name == "none" else name
