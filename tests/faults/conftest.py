@@ -48,4 +48,4 @@ def failures() -> Iterator[list[str]]:
     """Return a list for what went wrong, which is shown with how to see it again."""
     found: list[str] = []
     yield found
-    assert not found, f"{len(found)} went wrong:\n" + "\n".join(found[:20])
+    assert not found, f"{len(found)} went wrong:\n" + "\n".join(found[:60])

@@ -1,7 +1,7 @@
 """What is disturbed: functions of a store and of a way to say what was acknowledged. Each can be run again at any point.
 
 What is said is what a user was told: ``value`` is the same in every run, ``id``, ``length`` and ``head`` are how far a log
-must reach from then on, ``gone`` an id that must not come back.
+must reach from then on, ``gone`` an id that must not come back, ``point`` the resume point that can be read at least.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def save(path: str, say: Say, *, records: int = 2, id: str = "a") -> None:
     for n in range(records):
         with log.lock(), backend.writing():
             log.refresh()
-            if n == len(log.records):
+            if fresh := n == len(log.records):
                 items = leaves_of(n)
                 backend.put(items)
                 log.append("snapshot", {"items": list(items)})
-        say(_reached(log, n + 1))
+        say(_reached(log, n + 1, fresh=fresh))
 
 
 def train(path: str, say: Say, *, trains: int = 2, id: str = "a", seed: int = 0) -> None:
@@ -56,8 +56,9 @@ def train(path: str, say: Say, *, trains: int = 2, id: str = "a", seed: int = 0)
     state = ask.state()
     for _ in range(trains):
         state = ck.train(state, ask.train_dl, ask.val_dl, epochs=2, load_best=True)
-        say(_reached(ck._ledger.log, value=state.hash))
-    say(_reached(ck._ledger.log, value=ck.evaluate(state, ask.val_dl)))
+        say(_reached(ck._ledger.log, value=state.hash, fresh=not _was_cached(ck)))
+    loss = ck.evaluate(state, ask.val_dl)
+    say(_reached(ck._ledger.log, value=loss, fresh=not _was_cached(ck)))
 
 
 def resume(path: str, say: Say) -> None:
@@ -73,21 +74,22 @@ def resume(path: str, say: Say) -> None:
 def acts(path: str, say: Say) -> None:
     """Delete a checkpoint, and void the end of another."""
     store = ps.Store(path)
-    if any(info.id == "b" for info in store.checkpoints()):
+    if there := "b" in _ids(store):
         store.delete("b")
-    say({"gone": "b", "value": "deleted"})
+    say({"value": "deleted", **({"gone": "b"} if there else {})})
     ck = checkpoint(store)
-    if len(list(ck._ledger.chain.binding())) > 1:
+    if binding := len(list(ck._ledger.chain.binding())) > 1:
         ck.reset(1)
-    say(_reached(ck._ledger.log, value="reset"))
+    say(_reached(ck._ledger.log, value="reset", fresh=binding))
 
 
 def rename(path: str, say: Say) -> None:
     """Give a checkpoint another name."""
     store = ps.Store(path)
-    if any(info.id == "b" for info in store.checkpoints()):
+    if there := "b" in _ids(store):
         store.rename("b", "c")
-    say({"gone": "b", **_reached(store.open("c", echo=None)._ledger.log, value="renamed")})
+    gone = {"gone": "b"} if there else {}
+    say(gone | _reached(store.open("c", echo=None)._ledger.log, value="renamed", fresh=there))
 
 
 def gc(path: str, say: Say) -> None:
@@ -122,10 +124,25 @@ def copy(path: str, say: Say) -> None:
         say({"store": "copy", **_reached(other.open(id, echo=None)._ledger.log, value=other.load(id).hash)})
 
 
-def _reached(log: DiskLog | Any, length: int | None = None, value: Any = None) -> dict[str, Any]:
+def _reached(log: DiskLog | Any, length: int | None = None, value: Any = None, *, fresh: bool = True) -> dict[str, Any]:
+    """Return what to say of a log that has ``length`` records; ``fresh`` if the last was appended just now.
+
+    Finding an answer promises nothing more of its record: its writer may have been killed before it was durable, and whoever
+    needs it after a power cut computes it again.
+    """
     length = len(log.records) if length is None else length
     head = log.records[length - 1].digest
-    return {"id": log.id, "length": length, "head": head, "value": head if value is None else value}
+    promised = {"id": log.id, "length": length, "head": head} if fresh else {}
+    return {**promised, "value": head if value is None else value}
+
+
+def _ids(store: ps.Store) -> list[str]:
+    return [info.id for info in store.checkpoints()]
+
+
+def _was_cached(ck: ps.Checkpoint) -> bool:
+    assert ck.last is not None
+    return ck.last.cached
 
 
 def points(path: str, say: Say) -> None:
@@ -155,3 +172,16 @@ def contend(path: str, say: Say, *, who: int, seconds: float, items: bool) -> No
                 log.append("note", body)
             say({"who": who, "n": n, "length": len(log.records), "id": log.id, "head": log.head, "at": time.monotonic()})
         n += 1
+
+
+def collect(path: str, say: Say, *, seconds: float) -> None:
+    """Delete a checkpoint and collect its items, again and again."""
+    store = ps.Store(path)
+    end = time.monotonic() + seconds
+    n = 0
+    while time.monotonic() < end:
+        train(path, lambda what: None, trains=1, id="b", seed=1)
+        store.delete("b")
+        store.gc()
+        n += 1
+    say({"value": n})

@@ -1,4 +1,4 @@
-"""Damage at rest: logs cut and flipped at every byte, bits and pages of every file of a store. Nothing comes back wrong unsaid."""
+"""Damage at rest: logs cut and flipped at every byte, bits and pages of every file of a store. No wrong answer is silent."""
 
 from __future__ import annotations
 

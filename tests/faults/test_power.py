@@ -12,8 +12,12 @@ import shutil
 import pytest
 
 from tests.faults.cases import CASES
+from tests.faults.one import reproduce
 from tests.faults.power import Disk, fingerprint, states, write_tree
+from tests.faults.shim import Fault, read_log
 from tests.faults.verify import acknowledged, whole
+
+PLACES = [(name, role) for name, case in CASES.items() for role in case.roles]
 
 
 def different_states(case, *, each, draws, seed):
@@ -64,6 +68,50 @@ def test_some_power_cuts(prepared, name, failures, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_power_cuts(prepared, name, failures, tmp_path):
     cut(prepared(name), failures, tmp_path, each=True, draws=6, most=None, again=200)
+
+
+def kill_then_cut(case, role, points, failures, folder):
+    """Kill, run again to the end, and then let the power go: what the second run built on may not have been durable."""
+    looked_at = 0
+    for k in points:
+        fault, root, said, calls = Fault(role, "kill", k), case.fresh(), [], []
+        for n, what in enumerate((fault, None)):
+            log = folder / f"{n}.log"
+            outcome = case.run(root, what, log=log)
+            calls += read_log(log)
+            log.unlink()
+        disk = Disk(case.folder_before, str(root.resolve()))
+        for i, call in enumerate(calls):
+            if call.name != "mark":
+                disk.apply(call)
+                continue
+            line = json.loads(call.path)
+            said += [line[kind] for kind in ("said", "again") if kind in line]
+            if i + 1 < len(calls) and "end" not in line:
+                continue
+            looked_at += 1
+            write_tree(disk.after([]), folder / "state")
+            try:
+                case.check(folder / "state", said)
+            except Exception as error:
+                failures.append(f"{reproduce(case, fault)}, run again, no power:\n    {type(error).__name__}: {error}")
+            shutil.rmtree(folder / "state")
+        assert outcome.status == 0
+        shutil.rmtree(root)
+    print(f"{case.name}, {role}: killed at {len(points)} calls, {looked_at} power cuts after the next run")
+
+
+@pytest.mark.parametrize(("name", "role"), [("create", "main"), ("acts", "main")])
+def test_a_kill_and_then_a_power_cut(prepared, name, role, failures, tmp_path):
+    case = prepared(name)
+    kill_then_cut(case, role, case.points(role, 6), failures, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "role"), PLACES)
+def test_kills_and_then_power_cuts(prepared, name, role, failures, tmp_path):
+    case = prepared(name)
+    kill_then_cut(case, role, case.points(role, None), failures, tmp_path)
 
 
 @pytest.mark.parametrize("forgotten", ["fsync", "fdatasync"])

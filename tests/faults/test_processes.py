@@ -132,3 +132,22 @@ def test_the_same_script_four_times_at_once(prepared):
 def test_the_same_script_four_times_at_once_many_times(prepared):
     for seed in range(10, 40):
         same_script(prepared, seed)
+
+
+def test_items_are_collected_while_others_train(server, tmp_path):
+    """What a deleted checkpoint and one that is trained share, as all that is written, is there when its record is."""
+    (tmp_path / "root").mkdir()
+    collector = server.start("collect", tmp_path / "root", seconds=4.0)
+    said: list[dict[str, Any]] = []
+    trained = 0
+    while alive(collector.pid) and not any("end" in line for line in collector.lines()):
+        children = [server.start("train", tmp_path / "root", id=f"a{trained}{i}", seed=1, trains=1) for i in range(2)]
+        for outcome in (child.wait() for child in children):
+            assert (outcome.status, outcome.errors) == (0, []), outcome.errors
+            said += outcome.said
+        trained += 1
+    collected = collector.wait()
+    assert (collected.status, collected.errors) == (0, []), collected.errors
+    acknowledged(whole(tmp_path / "root" / "store"), said)
+    print(f"{collected.said[0]['value']} collections, {2 * trained} trains meanwhile")
+    assert collected.said[0]["value"] > 0
