@@ -9,8 +9,8 @@ steps as it is. Gradients are let go after a step, as ``zero_grad()`` does.
 
 from __future__ import annotations
 
+import importlib
 import inspect
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ _MOST_TRIES = 4
 _ALIGNED = 64
 """Bytes: where torch begins tensors of its own. Kernels may compute in another order on memory that begins elsewhere."""
 _C: Any = torch._C  # most of it has no types
+_everywhere: Any = importlib.import_module("torch.optim.optimizer")  # where the hooks of all optimizers are
 _below_autograd = _C._AutoDispatchBelowAutograd
 _foreach_copy: Any = _C._VariableFunctions._foreach_copy_
 
@@ -349,12 +350,11 @@ def _is_usual(optimizer: Optimizer) -> bool:
 
 
 def _hooked(optimizer: Any) -> bool:
-    everywhere = sys.modules["torch.optim.optimizer"]  # an attribute of its package it is not
     return bool(
         optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
-        or everywhere._global_optimizer_pre_hooks
-        or everywhere._global_optimizer_post_hooks
+        or _everywhere._global_optimizer_pre_hooks
+        or _everywhere._global_optimizer_post_hooks
     )
 
 
