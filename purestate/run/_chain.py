@@ -7,16 +7,31 @@ before; a trajectory is one of them with all its recorded epochs and every selec
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from purestate.core._plain import decode
-from purestate.errors import FormatVersionError
+from purestate.errors import CorruptLogError, FormatVersionError, PureStateError
 
-__all__ = ["READERS", "Chain", "RecordLike", "Trajectory"]
+__all__ = ["READERS", "Chain", "RecordLike", "Trajectory", "as_recorded"]
 
 READERS = ("evaluate", "find_lr", "predict")
 """The kinds of records that hold the answer of an op which only reads."""
+
+
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "root": {"state": dict, "shapes": dict, "acts": list},
+    "train": {"question": dict, "input": str, "base": str, "acts": list, "parent": (dict, type(None))},
+    "done": {"of": int, "selection": dict, "last": int, "best": (int, type(None)), "returned": int, "out": dict, "kept": dict},
+    "reset": {"of": list},
+    "accept": {"of": int},
+    "alias": {"of": int, "digest": str},
+    **{reader: {"question": dict, "input": str} for reader in READERS},
+}
+"""What records hold that is asked for wherever a log is read. Epochs, of which there are thousands, come when asked for."""
+
+_PARENT = {"checkpoint": str, "seq": int, "record": str, "hash": str, "epochs": int}
 
 
 class RecordLike(Protocol):
@@ -31,6 +46,33 @@ class RecordLike(Protocol):
     @property
     def body(self) -> dict[str, Any]: ...
     def leading(self, *names: str) -> tuple[int, ...]: ...
+
+
+@contextmanager
+def as_recorded(record: RecordLike) -> Iterator[None]:
+    """Raise `CorruptLogError` where a block finds that a record does not hold what its kind does.
+
+    A record verifies by its digest, which says that nobody changed it since it was written, not who wrote it.
+    """
+    try:
+        yield
+    except PureStateError:
+        raise
+    except _STRANGE as error:
+        raise _strange(record, error) from None
+
+
+_STRANGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+
+
+def _strange(record: RecordLike, error: Exception) -> CorruptLogError:
+    kind, reason = record.kind, f"{type(error).__name__}: {error}"
+    return CorruptLogError(
+        f"record {record.seq} does not hold what a record of the kind {kind!r} does ({reason}).",
+        cause="It verifies, so it was written so: by another program, or by a version with a bug.",
+        fix="Put back a copy of the log, or delete the checkpoint.",
+        line=record.seq + 1,
+    )
 
 
 @dataclass
@@ -87,10 +129,10 @@ class Trajectory:
         if not self._history:
             if not self.epochs:
                 return [{}]
-            self._history.append(decode(self.epochs[0].body["metrics"]) if 0 in self.epochs else {})
+            self._history.append(_metrics(self.epochs[0]) if 0 in self.epochs else {})
         # epochs are recorded in their order and never again, so what was decoded stays
         while len(self._history) in self.epochs:
-            self._history.append(decode(self.epochs[len(self._history)].body["metrics"]))
+            self._history.append(_metrics(self.epochs[len(self._history)]))
         return self._history
 
     def kept(self) -> dict[int, dict[str, Any]]:
@@ -126,13 +168,9 @@ class Chain:
 
     def add(self, record: RecordLike) -> None:
         """Fold in one record."""
-        self.seen, self._last = record.seq + 1, record
         kind = record.kind
-        if kind in READERS:
-            self._on_reader(record)
-        elif (fold := getattr(self, f"_on_{kind}", None)) is not None:
-            fold(record)
-        else:
+        fold = self._on_reader if kind in READERS else getattr(self, f"_on_{kind}", None)
+        if fold is None:
             raise FormatVersionError(
                 f"record {record.seq} is of the kind {kind!r}, which this version does not know.",
                 cause="The checkpoint was written by a newer version.",
@@ -140,6 +178,15 @@ class Chain:
                 expected=READERS,
                 actual=kind,
             )
+        try:  # not `as_recorded`: there are thousands
+            if kind in _FIELDS:
+                _must_have_its_fields(record)
+            fold(record)
+        except PureStateError:
+            raise
+        except _STRANGE as error:
+            raise _strange(record, error) from None
+        self.seen, self._last = record.seq + 1, record
 
     def find(self, digest: str) -> Trajectory | None:
         """Return the trajectory of a question, or None."""
@@ -191,3 +238,25 @@ class Chain:
 
     def _on_reader(self, record: RecordLike) -> None:
         self.readers[record.body["question"]["digest"]] = record
+
+
+def _must_have_its_fields(record: RecordLike) -> None:
+    body = record.body
+    fields = _FIELDS[record.kind]
+    wrong = [name for name, kind in fields.items() if not isinstance(body[name], kind) or type(body[name]) is bool]
+    if "question" in body and not isinstance(body["question"]["digest"], str):
+        wrong.append("question")
+    if body.get("parent") is not None and not all(isinstance(body["parent"][name], kind) for name, kind in _PARENT.items()):
+        wrong.append("parent")
+    if record.kind == "done" and body["best"] is not None and str(body["best"]) not in body["kept"]:
+        wrong.append("best")
+    if wrong:
+        raise TypeError(f"{wrong[0]!r} is of another kind")
+
+
+def _metrics(record: RecordLike) -> dict[str, float]:
+    with as_recorded(record):
+        found = decode(record.body["metrics"])
+        if not all(isinstance(value, int | float) for value in found.values()):
+            raise TypeError("a metric is no number")
+        return found

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from purestate.core._hash import short
+from purestate.run._chain import as_recorded
 from purestate.run._ledger import Ledger
 from purestate.run._load import answer_of, metrics_of, snapshot_of
 from purestate.store._backend import Leaf
@@ -70,6 +71,7 @@ def inspect(ledger: Ledger, *, op: int | None, best: bool) -> SnapshotInfo:
     """Return what a snapshot holds. See `purestate.run._store.Store.inspect`."""
     train, record = answer_of(ledger, op)
     snapshot = snapshot_of(record, best=best)
+    metrics = metrics_of(train, record, best=best)
     epoch = record.body["best"] if best and record.body["best"] is not None else record.body["returned"]
     described: dict[str, dict[str, Leaf]] = {}
 
@@ -79,15 +81,16 @@ def inspect(ledger: Ledger, *, op: int | None, best: bool) -> SnapshotInfo:
         return described[digest]
 
     leaves: list[LeafInfo] = []
-    for name, part in snapshot.items():
-        if name not in ("hash", "key", "counters"):
-            leaves += _leaves(name, part, lambda digest, name=name: item(digest, name))
+    with as_recorded(record):
+        for name, part in snapshot.items():
+            if name not in ("hash", "key", "counters"):
+                leaves += _leaves(name, part, lambda digest, name=name: item(digest, name))
     return SnapshotInfo(
         id=ledger.id,
         op=ledger.chain.index(train),
         epoch=epoch,
         hash=snapshot["hash"],
-        metrics=metrics_of(train, record, best=best),
+        metrics=metrics,
         leaves=tuple(leaves),
     )
 

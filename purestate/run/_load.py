@@ -9,7 +9,7 @@ import torch
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
 from purestate.errors import MissingSnapshotError, TreeMismatchError
-from purestate.run._chain import RecordLike, Trajectory
+from purestate.run._chain import RecordLike, Trajectory, as_recorded
 from purestate.run._ledger import Ledger
 
 __all__ = ["answer_of", "backup_of", "load", "metrics_of", "snapshot_of"]
@@ -46,7 +46,8 @@ def snapshot_of(record: RecordLike, *, best: bool) -> dict[str, Any]:
 def metrics_of(train: Trajectory, record: RecordLike, *, best: bool) -> dict[str, float]:
     """Return the metrics of the epoch whose parameters the snapshot has."""
     body = record.body
-    return train.history()[body["best"] if best and body["best"] is not None else body["returned"]]
+    with as_recorded(record):
+        return train.history()[body["best"] if best and body["best"] is not None else body["returned"]]
 
 
 def load(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from purestate.errors import CorruptLogError, FormatVersionError
-from purestate.run._chain import READERS, RecordLike
+from purestate.errors import FormatVersionError
+from purestate.run._chain import READERS, RecordLike, as_recorded
 from purestate.run._snapshot import items_of as items_of_snapshot
 from purestate.store._backend import Backend
 
@@ -88,7 +88,7 @@ def roots(backend: Backend, *, with_voided: bool) -> set[str]:
 def _states(record: RecordLike) -> Iterator[tuple[str | None, Mapping[str, str]]]:
     """Yield, for each state that a record keeps, its hash and its items; None for what is no state."""
     kind = record.kind
-    try:
+    with as_recorded(record):
         body = record.body
         if kind in READERS:
             item = body["item"]
@@ -111,39 +111,33 @@ def _states(record: RecordLike) -> Iterator[tuple[str | None, Mapping[str, str]]
                 expected=sorted({*_NOTHING, *READERS, "root", "done"}),
                 actual=kind,
             )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _strange(record, error) from None
 
 
 def _state(snapshot: Mapping[str, Any], whose: str) -> tuple[str, dict[str, str]]:
+    if type(snapshot["hash"]) is not str:
+        raise TypeError("there is a hash that is none")
     return snapshot["hash"], {digest: f"{part} of {whose}" for digest, part in items_of_snapshot(snapshot).items()}
 
 
 def _begun(record: RecordLike) -> int:
     """The number by which a reset voids a record."""
-    return record.body["of"] if record.kind == "done" else record.seq
+    with as_recorded(record):
+        of = record.body["of"] if record.kind == "done" else record.seq
+        if type(of) is not int:
+            raise TypeError(f"{of!r} is no number of a record")
+        return of
 
 
 def _inputs(record: RecordLike) -> set[str]:
-    try:
+    with as_recorded(record):
         body = record.body
         parent = body["parent"]
         return {body["input"], body["base"], *([parent["hash"]] if parent is not None else [])}
-    except (KeyError, TypeError) as error:
-        raise _strange(record, error) from None
 
 
 def _sequence(record: RecordLike) -> list[int]:
-    of = record.body.get("of")
-    if type(of) is not list or any(type(seq) is not int for seq in of):
-        raise _strange(record, KeyError("of"))
-    return of
-
-
-def _strange(record: RecordLike, error: Exception) -> CorruptLogError:
-    return CorruptLogError(
-        f"record {record.seq} does not hold what a record of the kind {record.kind!r} does ({type(error).__name__}: {error}).",
-        cause="It verifies, so it was written so: by another program, or by a version with a bug.",
-        fix="Put back a copy of the log, or delete the checkpoint.",
-        line=record.seq + 1,
-    )
+    with as_recorded(record):
+        of = record.body["of"]
+        if type(of) is not list or any(type(seq) is not int for seq in of):
+            raise TypeError(f"{of!r} is no list of numbers")
+        return of

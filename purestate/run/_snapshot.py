@@ -8,7 +8,8 @@ millisecond a leaf. Everything else (key, counters, schedulers, parameter groups
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from purestate.core._key import Key
 from purestate.core._recipe import Recipe
 from purestate.core._state import COMPONENTS, Counters, State, component_digest
 from purestate.core._tree import Leaves, in_order, stride_order
-from purestate.errors import TreeMismatchError
+from purestate.errors import CorruptLogError, PureStateError, TreeMismatchError
 
 __all__ = ["Items", "items_of", "restore", "snapshot"]
 
@@ -76,8 +77,17 @@ def restore(json: Mapping[str, Any], reader: _Reader, *, recipe: Recipe | None, 
         device: Where the tensors go.
     """
     device = torch.device(device)
+    with _written_so():
+        return _restored(json, _once(reader.get), recipe, device)
+
+
+def _restored(
+    json: Mapping[str, Any],
+    read: Callable[[str], Mapping[str, torch.Tensor]],
+    recipe: Recipe | None,
+    device: torch.device,
+) -> State:
     fields: dict[str, Any] = {}
-    read = _once(reader.get)
     for name in ("params", "frozen", "buffers", "ema"):
         if name in json:
             fields[name] = _get_leaves(json[name], read, device, name, recipe)
@@ -108,6 +118,21 @@ def items_of(json: Mapping[str, Any]) -> dict[str, str]:
             if digest:
                 found[digest] = name
     return found
+
+
+@contextmanager
+def _written_so() -> Iterator[None]:
+    """Raise `CorruptLogError` where a block finds that a snapshot is none: a log may come from a stranger."""
+    try:
+        yield
+    except PureStateError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise CorruptLogError(
+            f"A record keeps a state that is none ({type(error).__name__}: {error}).",
+            cause="It verifies, so it was written so: by another program, or by a version with a bug.",
+            fix="Put back a copy of the log, or delete the checkpoint.",
+        ) from None
 
 
 def _once(get: Callable[[str], Mapping[str, torch.Tensor]]) -> Callable[[str], Mapping[str, torch.Tensor]]:
@@ -154,10 +179,13 @@ def _get_leaves(
     orders = {name: tuple(order) for name, order in json.get("orders", {}).items()}
 
     def load() -> dict[str, torch.Tensor]:
-        item = read(json["item"])
-        if recipe is not None:
-            _must_have_the_shapes_of(recipe.template, {name: item[name] for name in names}, where)
-        return {name: in_order(item[name], orders.get(name)).to(device) for name in names}
+        with _written_so():
+            item = read(json["item"])
+            found = {name: item[name] for name in names}
+            if recipe is not None:
+                _must_have_the_shapes_of(recipe.template, found, where)
+            found = {name: in_order(tensor, orders.get(name)) for name, tensor in found.items()}
+        return {name: tensor.to(device) for name, tensor in found.items()}
 
     return Leaves.lazy(json["digest"], load, device, orders, where) if names else Leaves(where=where)
 
@@ -203,9 +231,12 @@ def _get_component(
     json: Mapping[str, Any], read: Callable[[str], Mapping[str, torch.Tensor]], device: torch.device, where: str
 ) -> Component:
     def load() -> dict[str, torch.Tensor]:
-        if "inline" in json:
-            return {name: _read_inline(written).to(device) for name, written in json["inline"].items()}
-        return {name: tensor.to(device) for name, tensor in _unpack(read(json["item"]), json["layout"]).items()}
+        with _written_so():
+            if "inline" in json:
+                found = {name: _read_inline(written) for name, written in json["inline"].items()}
+            else:
+                found = _unpack(read(json["item"]), json["layout"])
+        return {name: tensor.to(device) for name, tensor in found.items()}
 
     return Component(json["skeleton"], Leaves.lazy(json["leaves"], load, device, {}, where))
 
@@ -246,5 +277,6 @@ def _write(tensor: torch.Tensor) -> list[Any]:
 
 def _read_inline(written: list[Any]) -> torch.Tensor:
     dtype, shape, text = getattr(torch, written[0]), written[1], base64.b64decode(written[2])
-    tensor = torch.frombuffer(bytearray(text), dtype=dtype).reshape(shape) if text else torch.empty(shape, dtype=dtype)
+    # without bytes there are no elements, whatever the shape says: nothing of that size is asked of the memory
+    tensor = (torch.frombuffer(bytearray(text), dtype=dtype) if text else torch.empty(0, dtype=dtype)).reshape(shape)
     return in_order(tensor, _tuple(written[3] if len(written) > 3 else None))

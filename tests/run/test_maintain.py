@@ -406,7 +406,7 @@ def test_a_ledger_keeps_the_store_only_until_its_record(disk):
         assert free()
         ledger.put({digest: leaves})
         assert not free()
-        ledger.append("predict", {"question": {"digest": "q"}, "item": digest})
+        ledger.append("predict", {"question": {"digest": "q"}, "input": "b3:", "item": digest})
         assert free()
         ledger.put({digest: leaves})
     assert free()
