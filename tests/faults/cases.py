@@ -133,8 +133,8 @@ class Prepared:
         """Run the scenario again, undisturbed: it ends where it would have; then remove the folder."""
         last = self.run(root)
         assert last.status == 0, last.output
-        assert last.errors == []
-        assert self.values(last.said) == self.expected
+        assert last.errors == [], f"the next run met {last.errors}"
+        assert self.values(last.said) == self.expected, f"the next run ended on {self.values(last.said)}, not {self.expected}"
         self.check(root, *said, last.said)
         shutil.rmtree(root)
 

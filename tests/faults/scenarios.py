@@ -100,10 +100,11 @@ def gc(path: str, say: Say) -> None:
 
 
 def repair(path: str, say: Say) -> None:
-    """Mend what `mess` left."""
+    """Mend what `mess` left. A line of the journal that a power cut zeroed stays: it is no part of any record."""
     store = ps.Store(path)
     store.repair()
-    say({"value": [str(finding) for finding in store.check("bytes").findings]})
+    findings = [finding for finding in store.check("bytes").findings if not finding.place.startswith("journal")]
+    say({"value": [str(finding) for finding in findings]})
 
 
 def mess(path: str, say: Say) -> None:

@@ -76,13 +76,13 @@ def rounds(server: Server, folder: Path, number: int, seed: int) -> None:
     waits: list[float] = []
     before: list[dict[str, Any]] = []
     records = 0
-    for i in range(number):
-        if i % 10 == 0:  # a log of a new store: a long one is slow to read for reasons that are not asked about here
+    for i in range(1, number + 1):
+        if i % 10 == 1:  # a log of a new store: a long one is slow to read for reasons that are not asked about here
             records += len(before)
             shutil.rmtree(folder / "shared", ignore_errors=True)
             (folder / "shared").mkdir()
             before = []
-        waits += one_round(server, folder / "shared", seed + i, before, items=i % 5 == 4)
+        waits += one_round(server, folder / "shared", seed + i, before, items=i % 10 == 0)
     waits.sort()
     print(
         f"{number} rounds, {records + len(before)} records acknowledged, {len(waits)} take-overs: "
