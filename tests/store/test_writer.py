@@ -190,3 +190,102 @@ print(*os.listdir(sys.argv[1] + "/items"))
     assert "Cannot write 1 item at" in out
     assert "ulimit -f" in out
     assert "tmp-" not in out.splitlines()[-1]
+
+
+def test_the_writer_is_bounded_and_small(own):
+    """Resident, without what is shared with us: Orbax, JAX and TensorStore, and no leftovers of what was written."""
+    for value in range(3):
+        leaves = {"w": torch.full((5_000_000,), float(value))}
+        own.put({digest_of(leaves): leaves})
+    status = Path(f"/proc/{own._writer._process[0].popen.pid}/status").read_text()
+    resident = int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    assert resident < 350, status
+
+
+def test_orders_that_are_not_done_hold_bounded_memory(own, monkeypatch):
+    from purestate.store import _writer
+
+    monkeypatch.setattr(_writer, "_MOST_BYTES", 3 << 20)
+    put(own, 1)
+    pid = own._writer._process[0].popen.pid
+    os.kill(pid, signal.SIGSTOP)  # so that nothing is done before we look
+    handles = [own.save_resume("a", {"n": n}, {"t": {"w": torch.ones(1 << 18)}}) for n in range(2)]
+    assert own._writer._held() >= 2 << 20
+    import threading
+
+    third = threading.Thread(target=lambda: handles.append(own.save_resume("b", {}, {"t": {"w": torch.ones(1 << 19)}})))
+    third.start()
+    third.join(0.3)
+    assert third.is_alive(), "it waits"
+    os.kill(pid, signal.SIGCONT)
+    third.join(20)
+    for handle in handles:
+        handle.result()
+    assert own._writer._held() == 0
+
+
+TRAIN = """
+import multiprocessing, sys, warnings
+warnings.simplefilter("error")
+import torch
+import purestate as ps
+from tests.run.tiny import start
+from tests.helpers import batch
+from torch.utils.data import DataLoader, TensorDataset
+
+def once(root, id, workers=0):
+    data = TensorDataset(*batch(8, seed=0))
+    loader = DataLoader(data, batch_size=4, num_workers=workers, multiprocessing_context="fork" if workers else None)
+    with ps.Store(root) as store:
+        state = store.checkpoint(id, echo=None).train(start(), loader, epochs=2, progress=False)
+        print(id, state.hash, flush=True)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root, how = sys.argv[1:]
+    if how == "workers":
+        once(root, "a", workers=2)
+        once(root, "b", workers=2)
+    elif how == "spawn":
+        context = multiprocessing.get_context("spawn")
+        processes = [context.Process(target=once, args=(root, id)) for id in "ab"]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("how", ["workers", "spawn"])
+def test_loader_workers_and_spawned_processes_write_without_a_warning(tmp_path, tmp_store_path, how):
+    import subprocess
+    import sys
+
+    from tests.store.conftest import ROOT
+
+    script = tmp_path / "script.py"
+    script.write_text(TRAIN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(script), str(tmp_store_path), how]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    hashes = {line.split()[1] for line in done.stdout.splitlines()}
+    assert len(hashes) == 1
+    assert sorted(line.split()[0] for line in done.stdout.splitlines()) == ["a", "b"]
+
+
+def test_processes_side_by_side_share_a_store(tmp_store_path, started):
+    """As the workers of pytest-xdist do: each has a writer of its own."""
+    from contextlib import ExitStack
+
+    code = PUT + "print(put(1), flush=True); [put(n) for n in range(2, 5)]; print('done', flush=True); sys.stdin.readline()"
+    with ExitStack() as together:
+        processes = [together.enter_context(started(code, tmp_store_path)) for _ in range(2)]
+        assert len({process.first_line for process in processes}) == 1
+        for process in processes:
+            assert process.stdout.readline() == "done\n"
+    backend = DiskBackend(tmp_store_path)
+    assert len(list(backend.items())) == 4
+    assert all(not list(backend.faults(digest, "an item", hashed=True)) for digest in backend.items())
+    assert list(tmp_store_path.glob("items/tmp-*")) == []
