@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +76,7 @@ def train(
     key: Key | None = None,
     done: int = 0,
     notices: list[str] | None = None,
+    lap: Callable[[str], object] = lambda phase: None,
 ) -> Generator[Epoch]:
     """Train without end, an epoch at each step of the iterator: whoever iterates decides when to stop.
 
@@ -90,6 +91,8 @@ def train(
         key: The key of the op; the state's if left out. Given with ``done`` to go on in the middle.
         done: How many epochs of this op the state has behind it.
         notices: What the user should be told once is appended here.
+        lap: Called at the end of each phase with its name: ``'data'``, ``'step'``, ``'optimizer'``, ``'metrics'``,
+            ``'validation'``.
 
     Yields:
         The evaluation before the first epoch as number 0 (with ``val_feed`` and without ``done``), then every epoch.
@@ -102,7 +105,8 @@ def train(
     require(state, "optimizer", "train")
     state.check()
     with isolated(state):
-        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, notices)
+        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, notices, lap)
+    lap("other")
     if done == 0 and val_feed is not None:
         with isolated(state):
             values = loop.validate(0)
@@ -127,8 +131,10 @@ class _Loop:
         watch: str,
         key: Key,
         notices: list[str] | None,
+        lap: Callable[[str], object],
     ) -> None:
         assert state.recipe is not None
+        self._lap = lap
         self.key, self.metrics, self.watch, self.warmup = key, metrics, watch, warmup
         self._feed, self._val_feed, self._notices = feed, val_feed, notices
         self._told: set[str] = set()
@@ -139,7 +145,7 @@ class _Loop:
 
     def epoch(self, n: int) -> tuple[dict[str, float], list[float]]:
         """Train for one epoch, validate, step the epoch scheduler. Returns metrics and the learning rates of its last step."""
-        work = self.work
+        work, lap = self.work, self._lap
         sums, losses = Sums(self.metrics), _Losses(work.epoch + 1)
         self._train.start_epoch(n)
         warming = work.rates() if n <= self.warmup else None
@@ -148,10 +154,13 @@ class _Loop:
         seeds = self.key.fold_in(Tag.STEP).seeds(first, first + self._feed.batches).tolist()
         with closing(self._feed.epoch(self.key.derive(Tag.ORDER, n))) as batches:
             for i, (batch, seed) in enumerate(zip(batches, seeds, strict=True), first + 1):
+                lap("data")
                 if warming is not None:
                     work.set_rates(warming, i / (self.warmup * self._feed.batches))
                 out = self._train(work.params, work.frozen, work.buffers, batch, seed)
+                lap("step")
                 work.update(out.gradients, out.buffers)
+                lap("optimizer")
                 sums.add(out.loss, out.sums, out.size)
                 losses.add(out.loss)
                 if i == first + self._feed.batches:
@@ -159,10 +168,12 @@ class _Loop:
                 if warming is None:
                     work.step_scheduler()
                 del out  # or its gradients would be in memory beside those of the next step
+                lap("metrics")
         if warming is not None:
             work.restore_rates()
         losses.check()
         values = {f"train_{name}": value for name, value in sums.means().items()}
+        lap("metrics")
         values |= self.validate(n)
         if warming is None:
             work.epoch_scheduler(values.get(f"val_{self.watch}"))
@@ -180,6 +191,7 @@ class _Loop:
             self._evaluate, work.params, work.frozen, work.buffers, self._val_feed, self.key.derive(Tag.VALIDATE, n), self.metrics
         )
         self._tell(self._evaluate)
+        self._lap("validation")
         return {f"val_{name}": value for name, value in values.items()}
 
     def _tell(self, runner: Runner) -> None:

@@ -18,6 +18,7 @@ from purestate.run._answers import Curve, EpochView, History, Summary
 from purestate.run._ask import ask_train
 from purestate.run._chain import READERS
 from purestate.run._ledger import Ledger
+from purestate.run._profile import Profile
 from purestate.run._progress import Progress
 from purestate.run._readers import Reader, ask_evaluate, ask_find_lr, ask_predict
 from purestate.run._select import Selection, unknown_metric
@@ -102,6 +103,7 @@ class Checkpoint:
         metrics: Sequence[MetricLike] = (),
         on_epoch: Callable[[EpochView], object] | None = None,
         progress: bool = True,
+        profile: bool = False,
     ) -> State:
         """Train a state, or return what the log holds.
 
@@ -123,6 +125,8 @@ class Checkpoint:
                 finished epochs are recorded.
             progress: Whether bars are shown while epochs are computed, where somebody can see them: in a terminal or a
                 notebook.
+            profile: Whether a table is printed of where the time went: data, step, optimizer, metrics, validation, saving.
+                On an accelerator each phase is waited for then, which takes time itself.
 
         Returns:
             The new state. From the log its bytes are read when somebody looks.
@@ -141,6 +145,8 @@ class Checkpoint:
         began = time.perf_counter()
         bars = Progress(f"{self.id} train", epochs, shown=progress, epochs=on_epoch is None)
         call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars)
+        if profile:
+            call.profile = Profile(state.device)
         stream = call.run()
         with bars:
             for epoch in stream:
@@ -150,6 +156,8 @@ class Checkpoint:
                     except BaseException as error:
                         stream.throw(error)  # not `close`, which would conclude the op at this epoch
         self._say(call.summary(time.perf_counter() - began))
+        if call.profile is not None and self._tell is not None:
+            self._tell(str(call.profile))
         assert call.result is not None
         return call.result
 

@@ -7,7 +7,7 @@ records, the best of them follows from the records (`_select`), and what a kille
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -40,6 +40,7 @@ class Computation:
     def __init__(self, call: Training) -> None:
         self._call, self._ledger = call, call.ledger
         self._live: ops.Epoch | None = None
+        self._lap: Callable[[str], object] = call.profile.lap if call.profile is not None else lambda phase: None
 
     def run(self) -> Iterator[EpochView]:
         """Yield the epochs of the call and conclude it, under the checkpoint's lock."""
@@ -61,6 +62,7 @@ class Computation:
                 yield from call.recorded(train, call.choose(train).last)
                 self._conclude(train)
                 points.clear()
+                self._lap("saving")
                 self._tell_what_moved()
             except GeneratorExit:
                 if self._live is not None:
@@ -135,6 +137,7 @@ class Computation:
             if choice.best == epoch.n:
                 call.states = {epoch.n: epoch.state.own()}
             points.offer(epoch, choice.best, call.states.get(epoch.n if choice.best is None else choice.best))
+            self._lap("saving")
             call.progress.update(epoch)
             if epoch.n > call.reached:
                 call.reached = epoch.n
@@ -174,6 +177,7 @@ class Computation:
                 key=call.state.key,
                 done=start,
                 notices=notices,
+                lap=self._lap,
             )
             closed.enter_context(closing(epochs))
             while True:
@@ -190,6 +194,8 @@ class Computation:
             self._must_be_recorded(train, epoch)
             return False
         self._call.computed += epoch.n > 0
+        if self._call.profile is not None:
+            self._call.profile.epochs += epoch.n > 0
         body = {
             "of": train.start.seq,
             "n": epoch.n,
@@ -246,23 +252,25 @@ class Computation:
         out = last if returned == choice.last else combine(best, last)
         kept = {choice.last: last} | ({} if choice.best is None else {choice.best: best})
         items: Items = {}
+        taken: dict[str, dict[str, Any]] = {}
+
+        def keep(state: State) -> dict[str, Any]:
+            if state.hash not in taken:  # taking a state apart copies its moments, and most of these are one state
+                taken[state.hash], more = snapshot(state)
+                items.update(more)
+            return taken[state.hash]
+
         body: dict[str, Any] = {
             "of": train.start.seq,
             "selection": selection.json(),
             "last": choice.last,
             "best": choice.best,
             "returned": returned,
-            "out": _keep(out, items),
-            "kept": {str(n): _keep(state, items) for n, state in kept.items()},
+            "out": keep(out),
+            "kept": {str(n): keep(state) for n, state in kept.items()},
         }
         if not train.done and call.state.origin.parent is None:
-            body["input"] = _keep(call.state, items)
+            body["input"] = keep(call.state)
         self._ledger.put(items)
         record = self._ledger.append("done", body)
         call.answer(train, record, out)
-
-
-def _keep(state: State, items: Items) -> dict[str, Any]:
-    json, more = snapshot(state)
-    items |= more
-    return json

@@ -14,6 +14,7 @@ from purestate.core._state import State
 from purestate.run._answers import EpochView, Summary, as_history
 from purestate.run._chain import Chain, RecordLike, Trajectory
 from purestate.run._ledger import Ledger
+from purestate.run._profile import Profile
 from purestate.run._progress import Progress
 from purestate.run._question import Question
 from purestate.run._select import Choice, Selection, choose
@@ -37,6 +38,7 @@ class Training:
         warmup: Epochs of linear warm-up.
         notify: Shown what the user should be told once.
         progress: Shows how far it has come.
+        profile: Adds up where the time goes, if anybody asks.
     """
 
     ledger: Ledger
@@ -49,6 +51,7 @@ class Training:
     warmup: int
     notify: Callable[[str], None]
     progress: Progress
+    profile: Profile | None = None
     result: State | None = None
     computed: int = 0
     """How many epochs this call computed."""

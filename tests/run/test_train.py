@@ -441,3 +441,17 @@ def test_a_notebook_shows_checkpoint_and_history_as_tables(store):
     assert "train 0" in ck._repr_html_()
     assert ck.history._repr_html_().count("<tr>") == 3
     assert ck.find_lr(state, loader())._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_profile_says_where_the_time_goes(store):
+    said: list[str] = []
+    ck = store.checkpoint("a", echo=said.append)
+    state = Ask().of(ck, epochs=3, profile=True)
+    rows = {line.split()[0]: line.split() for line in said[1].splitlines()[2:]}
+    assert list(rows) == ["data", "step", "optimizer", "metrics", "validation", "saving", "other", "all"]
+    seconds = {name: float(row[1]) for name, row in rows.items()}
+    whole = seconds.pop("all")
+    assert abs(sum(seconds.values()) - whole) < 0.01, "rounding of seven figures"
+    assert rows["all"][-3:] == ["3", "computed", "epochs"]
+    assert Ask().of(ck, epochs=3, profile=True) == state
+    assert said[3] == "profile: nothing was computed"
