@@ -262,6 +262,8 @@ class DiskBackend:
         """
         from purestate.store._repair import collect
 
+        if not dry_run and self._layout.items.exists():
+            self._prepare()  # which shares the lock that a collection has for itself
         return collect(self, self._layout, named, dry_run=dry_run, timeout=timeout, details=details)
 
     def close(self) -> None:
@@ -277,8 +279,8 @@ class DiskBackend:
             with write_errors(self._path, "a store"):
                 make_folder(self._path)
                 # The lock says to whoever repairs that a file of this name may be on its way.
-                with self.writing():
-                    if not self._layout.format.exists():
+                if not self._layout.format.exists():
+                    with self.writing():
                         write_file(self._layout.format, _FORMAT.encode("ascii") + b"\n")
         self._known = self._prepared = True
 

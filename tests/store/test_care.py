@@ -447,3 +447,32 @@ def test_a_folder_copied_by_others_while_somebody_writes_is_whole(started, tmp_s
             lengths.append(report.records)
     assert lengths == sorted(lengths)
     assert lengths[0] > 1
+
+
+CHURN = """
+import sys
+from purestate.store._disk import DiskBackend
+from tests.store.test_care import record
+backend = DiskBackend(sys.argv[1])
+print(flush=True)
+for n in range(15):
+    record(backend, f"c{n % 3}", n % 4, n % 7)
+    if n % 5 == 4:
+        backend.delete(f"c{n % 3}")
+record(backend, "end", 1, 2)
+"""
+
+
+def test_collections_beside_writers_take_nothing_that_is_named(started, tmp_store_path):
+    """The same few contents come and go: what one is about to name, another has just deleted."""
+    backend = DiskBackend(tmp_store_path)
+    taken = 0
+    with started(CHURN, tmp_store_path) as writer:
+        while writer.poll() is None:
+            if tmp_store_path.exists():
+                taken += len(collect(backend, timeout=30).items)
+        assert writer.returncode == 0
+    report = check(backend, items_of, "bytes")
+    assert report.ok, str(report)
+    assert len(backend.log("end").records) == 1
+    assert taken > 0
