@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from torch import nn
@@ -20,16 +20,15 @@ from purestate.core._state import State
 from purestate.errors import MissingSnapshotError, SetupError, StateError
 from purestate.run._answers import counted, op_name
 from purestate.run._checkpoint import Checkpoint
-from purestate.run._export import export_orbax
-from purestate.run._inspect import SnapshotInfo, inspect
 from purestate.run._ledger import Ledger
 from purestate.run._load import answer_of, load, metrics_of, snapshot_of
-from purestate.run._maintain import items_of, named, roots
 from purestate.store._backend import Backend
-from purestate.store._check import check
-from purestate.store._copy import copy
 from purestate.store._disk import DiskBackend
-from purestate.store._report import CheckReport, CopyReport, GcReport, Level, RepairReport
+from purestate.store._report import Level
+
+if TYPE_CHECKING:
+    from purestate.run._inspect import SnapshotInfo
+    from purestate.store._report import CheckReport, CopyReport, GcReport, RepairReport
 
 __all__ = ["CheckpointInfo", "MemoryStore", "NullStore", "Store"]
 
@@ -58,7 +57,7 @@ class CheckpointInfo:
 
 
 class _Store:
-    """What the three stores share."""
+    """What the three stores share. What looks after a store is imported when somebody does."""
 
     _backend: Backend
 
@@ -188,6 +187,8 @@ class _Store:
             >>> [(leaf.path, leaf.shape, leaf.dtype, leaf.bytes) for leaf in store.inspect("a").leaves]
             [("params['weight']", (1, 2), 'float32', 8), ("params['bias']", (1,), 'float32', 4)]
         """
+        from purestate.run._inspect import inspect
+
         return inspect(Ledger(self._backend, id, must_exist=True), op=op, best=best)
 
     def check(self, level: Level = "items") -> CheckReport:
@@ -211,6 +212,9 @@ class _Store:
         """
         if level not in get_args(Level):
             raise SetupError(f"check: level must be one of {get_args(Level)}, got {level!r}.", argument="level")
+        from purestate.run._maintain import items_of
+        from purestate.store._check import check
+
         return check(self._backend, items_of, level)
 
     def repair(self) -> RepairReport:
@@ -251,6 +255,8 @@ class _Store:
         Effects:
             Fewer items, and a line in the store's journal.
         """
+        from purestate.run._maintain import roots
+
         return self._backend.collect(
             lambda: roots(self._backend, with_voided=not voided), dry_run=dry_run, timeout=timeout, voided=voided
         )
@@ -277,6 +283,9 @@ class _Store:
         """
         if isinstance(ids, str):
             raise SetupError(f"copy: ids must be a list of ids, got {ids!r}.", fix=f"Write ids=[{ids!r}].", argument="ids")
+        from purestate.run._maintain import named
+        from purestate.store._copy import copy
+
         target = to._backend if isinstance(to, _Store) else DiskBackend(to)
         return copy(self._backend, target, self._backend.ids() if ids is None else list(ids), named)
 
@@ -323,6 +332,8 @@ class _Store:
         Effects:
             The folder. Starts the writer process.
         """
+        from purestate.run._export import export_orbax
+
         return export_orbax(Ledger(self._backend, id, must_exist=True), Path(path).absolute())
 
     def delete(self, id: str) -> None:
