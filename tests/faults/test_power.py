@@ -61,7 +61,7 @@ def cut(case, failures, folder, *, each, draws, most, again, seed=0):
 
 @pytest.mark.parametrize("name", CASES)
 def test_some_power_cuts(prepared, name, failures, tmp_path):
-    cut(prepared(name), failures, tmp_path, each=False, draws=1, most=60, again=3)
+    cut(prepared(name), failures, tmp_path, each=False, draws=1, most=40, again=1)
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def kill_then_cut(case, role, points, failures, folder):
 @pytest.mark.parametrize(("name", "role"), [("create", "main"), ("acts", "main")])
 def test_a_kill_and_then_a_power_cut(prepared, name, role, failures, tmp_path):
     case = prepared(name)
-    kill_then_cut(case, role, case.points(role, 6), failures, tmp_path)
+    kill_then_cut(case, role, case.points(role, 5), failures, tmp_path)
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_the_same_script_four_times_at_once_many_times(prepared):
 def test_items_are_collected_while_others_train(server, tmp_path):
     """What a deleted checkpoint and one that is trained share, as all that is written, is there when its record is."""
     (tmp_path / "root").mkdir()
-    collector = server.start("collect", tmp_path / "root", seconds=4.0)
+    collector = server.start("collect", tmp_path / "root", seconds=2.0)
     said: list[dict[str, Any]] = []
     trained = 0
     while alive(collector.pid) and not any("end" in line for line in collector.lines()):
