@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -101,7 +102,7 @@ class Server:
                     env=environment,
                     cwd=ROOT,
                     pass_fds=(theirs.fileno(),) if more[0] == "main" else (),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # whose end tells it that nobody is left to fork for
                 )
                 for more in arguments
             ]
@@ -169,7 +170,7 @@ class Server:
         self._channel.close()
         for process in self._processes:
             process.kill()
-            process.wait()
+            process.communicate()
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         self._channel.sendall(json.dumps(order).encode() + b"\n")
@@ -299,8 +300,6 @@ def _fork_writers(writers: str, control: str, tell: Callable[[str, Any], None]) 
             tell("writer", self.pid)
 
         def poll(self) -> int | None:
-            import select
-
             return 0 if select.select([self._fd], [], [], 0)[0] else None
 
         def kill(self) -> None:
@@ -308,8 +307,6 @@ def _fork_writers(writers: str, control: str, tell: Callable[[str, Any], None]) 
                 signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
         def wait(self) -> None:
-            import select
-
             select.select([self._fd], [], [])
             os.close(self._fd)
 
@@ -338,7 +335,7 @@ def _serve_writers(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(path)
         door.listen()
-        while True:
+        while door in select.select([door, sys.stdin], [], [])[0]:
             asked, _ = door.accept()
             with asked:
                 control, (channel, errors), _, _ = socket.recv_fds(asked, 4096, 2)
