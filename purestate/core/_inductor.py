@@ -77,7 +77,7 @@ class InductorRunner(Runner):
             return
         if program not in self._compiled:
             known = entry.known.compiled if entry.known.program is program else None
-            self._compiled[program] = known or _compile(*self._traced[program])
+            self._compiled[program] = known or _compile(*self._traced.pop(program))
         entry.known.compiled = self._compiled[program]
         entry.replay = self._compiled[program](*self._flat)
 

@@ -97,7 +97,7 @@ def kept_for(recipe: Recipe, metrics: Sequence[Metric], *, training: bool) -> Ke
     """Return what earlier ops of this process captured for a recipe, empty at first.
 
     Args:
-        recipe: Recipes share captures if they share template, loss, its arguments and precision.
+        recipe: Recipes share captures if they share template, loss, its arguments, precision and compiler.
         metrics: As for the step.
         training: Whether it is the step of `make_gradient_step` or that of `make_evaluate_step`.
     """
@@ -111,7 +111,7 @@ def kept_for(recipe: Recipe, metrics: Sequence[Metric], *, training: bool) -> Ke
     else:
         _templates.move_to_end(number)
     parts = recipe.loss, recipe.loss_args, recipe.loss_fn, *(metric.fn for metric in metrics)
-    return _latest(found[1], (training, recipe.precision, *map(_Same, parts)), Kept)
+    return _latest(found[1], (training, recipe.precision, recipe.compile, *map(_Same, parts)), Kept)
 
 
 def _latest(entries: OrderedDict[Hashable, _T], key: Hashable, make: Callable[[], _T]) -> _T:

@@ -63,6 +63,8 @@ class Progress:
         if self._batches is None:
             self._batches = _bar(unit="batch", total=batches)
         bar = self._batches
+        if bar.disable:  # by TQDM_DISABLE: it has no clock then
+            return bar
         bar.set_description(f"{self._what} | epoch {self._n + 1}/{self._total} {name}", refresh=False)
         bar.reset(batches)
         bar.start_t -= seconds
@@ -140,4 +142,4 @@ def _is_text_in_kernel() -> bool:
 
 
 def _is_watched() -> bool:
-    return sys.stderr.isatty() or _in_kernel()
+    return (sys.stderr is not None and sys.stderr.isatty()) or _in_kernel()

@@ -6,7 +6,7 @@ first ones are recorded, and whoever comes later with a module of the same struc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from purestate.errors import StaleRecordError, TreeMismatchError
 from purestate.run._chain import RecordLike
 from purestate.run._environment import environment
 from purestate.run._ledger import Ledger
-from purestate.run._snapshot import Items, snapshot
+from purestate.run._snapshot import snapshot
 
 __all__ = ["root"]
+
+_Shapes = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 def root(ledger: Ledger, state: State) -> State:
@@ -59,7 +61,6 @@ def root(ledger: Ledger, state: State) -> State:
 
 
 def _record(ledger: Ledger, state: State) -> RecordLike:
-    items: Items = {}
     kept, items = snapshot(state)
     ledger.put(items)
     body = {
@@ -86,7 +87,7 @@ def _must_be_alike(ledger: Ledger, record: RecordLike, state: State) -> None:
         path, old, new = differing[0]
         raise TreeMismatchError(
             f"{ledger.id!r} began with a module of another structure: "
-            + "; ".join(f"{path} was {_said(old)}, now {_said(new)}" for path, old, new in differing[:3])
+            + "; ".join(f"{path} was {old}, now {new}" for path, old, new in differing[:3])
             + f"{more}.",
             cause="The module was changed since, or another model took the same id.",
             fix=f"Take another id, undo the change, or delete what is recorded under {ledger.id!r}.",
@@ -96,28 +97,37 @@ def _must_be_alike(ledger: Ledger, record: RecordLike, state: State) -> None:
         )
     hi, lo = record.body["state"]["key"]
     if Key(hi, lo) != state.key:
-        old, new = (next((act["init"]["seed"] for act in acts if "init" in act), None) for acts in _acts(record, state))
+        what, old, new = "seed", _seed(record.body["acts"]), _seed(state.origin.acts)
+        if old == new:
+            what, old, new = "random key", repr(Key(hi, lo)), repr(state.key)
         raise StaleRecordError(
-            f"{ledger.id!r} began with seed {old!r}, now {new!r}.",
+            f"{ledger.id!r} began with {what} {old!r}, now {new!r}.",
             cause=f"Its initial state {short(record.body['state']['hash'])} is recorded, with its random key.",
             fix=f"Take another id, undo the change, or delete what is recorded under {ledger.id!r}.",
             checkpoint=ledger.id,
-            changes=(("seed", old, new),),
+            changes=((what, old, new),),
         )
 
 
-def _acts(record: RecordLike, state: State) -> tuple[Any, Any]:
-    return record.body["acts"], state.origin.acts
+def _seed(acts: Sequence[Mapping[str, Any]]) -> Any:
+    return next((act["init"]["seed"] for act in acts if "init" in act), None)
 
 
-def _differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Yield ``(path, recorded, now)`` of every leaf that differs, in the order of the module; None where there is none."""
+def _differences(old: _Shapes, new: _Shapes) -> Iterator[tuple[str, str, str]]:
+    """Yield ``(path, what was recorded, what it is now)`` of every leaf that differs, in the order of the module."""
+    kinds = {"params": "trainable", "frozen": "frozen", "buffers": "a buffer"}
+    was, now = (
+        {name: (kind, _said(shape)) for tree, kind in kinds.items() for name, shape in shapes[tree].items()}
+        for shapes in (old, new)
+    )
+    gone = ("not there", "not there")
     for subtree in SUBTREES:
         for name in {**new[subtree], **old[subtree]}:
-            pair = old[subtree].get(name), new[subtree].get(name)
-            if pair[0] != pair[1]:
-                yield f"{subtree}[{name!r}]", *pair
+            one, other = was.get(name, gone), now.get(name, gone)
+            if one != other and name in (new if name in now else old)[subtree]:
+                told = 0 if one[1] == other[1] else 1
+                yield f"{subtree}[{name!r}]", one[told], other[told]
 
 
-def _said(shape: list[Any] | None) -> str:
-    return "not there" if shape is None else f"{shape[0]} {tuple(shape[1:])}"
+def _said(shape: Sequence[Any]) -> str:
+    return f"{shape[0]} {tuple(shape[1:])}"

@@ -64,6 +64,8 @@ def _copied(source: Backend, target: Backend, digest: str, what: str, needed: bo
         if fresh or next(target.faults(digest, what, hashed=True), None) is not None:
             target.put({digest: source.get(digest, what=what)})
             items.append(digest)
+        else:  # written again it is not, but its name is made durable: who wrote it may have been killed before
+            target.put({digest: target.get(digest, what=what)})
     except MissingSnapshotError:
         if needed:
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from purestate.core._hash import leaf_hash, short, tree_hash
 from purestate.errors import CorruptItemError, MissingSnapshotError, MutatedStateError, StoreError, TreeMismatchError
 from purestate.store._described import Description, corrupt, damaged_files, describe_item, missing, must_have_room, suspect
-from purestate.store._files import files_below, make_folder, must_be_inside, unique, write_errors
+from purestate.store._files import files_below, make_folder, must_be_inside, sync_folder, unique, write_errors
 from purestate.store._journal import Journal
 from purestate.store._layout import ITEM_META, Layout
 from purestate.store._taken import taken
@@ -42,6 +42,8 @@ class Items:
         self._writer = writer
         self._sound: set[str] = set()
         """What this process wrote, or read and verified."""
+        self._named: set[str] = set()
+        """What has a name that is known to be durable."""
 
     def __iter__(self) -> Iterator[str]:
         """Yield the digests of what is there, in no order."""
@@ -70,6 +72,8 @@ class Items:
         for group in _groups({digest: leaves for digest, leaves in items.items() if not self._is_sound(digest)}):
             self._write(group)
             self._sound.update(group)
+            self._named.update(group)
+        self._sync_names(items.keys() - self._named)
 
     def get(self, digest: str, names: Iterable[str] | None, what: str) -> dict[str, torch.Tensor]:
         """Read an item, or some of its leaves. See `purestate.store._backend.Backend.get`."""
@@ -142,6 +146,15 @@ class Items:
             self._sound.add(digest)
         return digest in self._sound
 
+    def _sync_names(self, digests: Collection[str]) -> None:
+        """Make the names of items durable that another process wrote: it may have been killed before it did so."""
+        if not digests:
+            return
+        with write_errors(self._layout.items, "the name of an item"):
+            for folder in {*(self._layout.item(digest).parent for digest in digests), self._layout.items, self._layout.root}:
+                sync_folder(folder)
+        self._named.update(digests)
+
     def _write(self, group: dict[str, Tree]) -> None:
         what = f"{len(group)} item{'s' * (len(group) > 1)}"
         folders: list[Folder] = []
@@ -165,7 +178,7 @@ class Items:
                 must_be_inside(path, self._layout.root)
                 make_folder(path)
         # `items` too: another process may have made a folder in it just now, and not synced it yet.
-        sync = [*parents, self._layout.items]
+        sync = [*parents, self._layout.items, self._layout.root]
         self._writer.submit(Order(self._layout.items, what, folders, size, fill, sync)).result()
 
 

@@ -11,6 +11,7 @@ from purestate.core._module import fresh_copy
 from purestate.core._plain import decode
 from purestate.core._state import State
 from purestate.data._feed import feed
+from purestate.errors import MissingExtraError
 from purestate.run import EpochView
 from purestate.run._ledger import Ledger
 from purestate.train._tensorboard import Scalars, rewrite, write_graph
@@ -53,10 +54,13 @@ class Board:
                 self.rewrite()
                 if state.counters.epoch == 0:
                     self._graph_of(state, loader)
-        except OSError as error:
+        except (OSError, MissingExtraError) as error:
             self.close()
             self._broken = True
-            print(f"TensorBoard: {self._folder} cannot be written ({error}). model.write_tensorboard() does it from the log.")
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        print(f"TensorBoard: {self._folder} cannot be written ({error}). model.write_tensorboard() does it from the log.")
 
     def graph(self, state: State, batch: Any) -> None:
         """Write the graph of a state's module, or print why there is none."""
@@ -72,6 +76,9 @@ class Board:
 
     def close(self) -> None:
         """Close the files."""
-        if self._scalars is not None:
-            self._scalars.close()
-            self._scalars = None
+        scalars, self._scalars = self._scalars, None
+        if scalars is not None:
+            try:
+                scalars.close()
+            except OSError as error:
+                self._tell(error)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Cache", "ModelCheckpoint"]
 
 Id = int | float | str
+_CACHED = ("evaluate", "find_lr")
 _MADE_BY = ("class.code", "function.code", "fn.code", "value.code")
 
 
@@ -116,8 +117,8 @@ class ModelCheckpoint(_Named, Trains):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open = False
-        self._board.close()
         self._model._leave(self._log)
+        self._board.close()
 
     def setup(self, **options: Unpack[SetupOptions]) -> Self:
         """Decide how the model is trained: once in a block, at its beginning. What is not named stays with its state.
@@ -234,8 +235,17 @@ class Cache(_Named):
         Args:
             name: ``'evaluate'`` or ``'find_lr'``; all of them if left out.
 
+        Raises:
+            SetupError: There is no such op.
+
         Effects:
             A record; nothing if there is no answer.
         """
+        if name is not None and name not in _CACHED:
+            raise SetupError(
+                f"cache of checkpoint {self.id!r}: there are no answers of {name!r}; there are those of "
+                f"{' and '.join(map(repr, _CACHED))}.",
+                argument="name",
+            )
         for reader in READERS if name is None else (name,):
             self._log.reset(reader)

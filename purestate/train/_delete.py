@@ -6,7 +6,7 @@ from pathlib import Path
 
 from purestate.run import MemoryStore, Store
 from purestate.run._answers import counted
-from purestate.train._place import Place, here
+from purestate.train._place import Place, here, word
 from purestate.train._tensorboard import remove
 
 __all__ = ["delete_model", "remove_runs"]
@@ -23,14 +23,19 @@ def delete_model(id: str, *, store: Store | MemoryStore | None = None, place: Pl
     Effects:
         Removes files; prints what. Parameters stay in the store, since other models may share them.
     """
+    word(id, "the id of a model")
     place = place or here()
     store = store or Store(place.store)
-    found = [info.id for info in store.checkpoints() if info.id == id or place.own(id, info.id) is not None]
+    # names, and no logs: one that is damaged is removed like the others
+    found = [name for name in store._backend.ids() if name == id or place.own(id, name) is not None]
+    if not found:
+        print(f"There is no model {id!r} to delete.")
     for name in found:
         store.delete(name)
         if (own := place.own(id, name)) is not None:
             remove_runs(place.runs / id, own)
-    print(f"Deleted model {id!r} and {counted(len([name for name in found if name != id]), 'checkpoint')}.")
+    if found:
+        print(f"Deleted model {id!r} and {counted(len([name for name in found if name != id]), 'checkpoint')}.")
 
 
 def remove_runs(folder: Path, own: str) -> None:

@@ -41,6 +41,7 @@ class LiveModule:
         So its mode does not depend on whether training has found better parameters than it had.
         """
         if self._holds != _tensors_of(state) or self._template is not _template_of(state):
+            self.must_be_untouched(to_the_bit=False)
             self._fill(state)
         if self._seen != state.hash:
             self._module.eval()

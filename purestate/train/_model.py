@@ -16,7 +16,7 @@ from purestate.core._hash import short
 from purestate.core._init import init
 from purestate.core._recipe import Recipe
 from purestate.core._state import Origin, State
-from purestate.errors import MissingSnapshotError, SetupError, StateError, TreeMismatchError
+from purestate.errors import MissingSnapshotError, SetupError, StaleRecordError, StateError, TreeMismatchError
 from purestate.run import Checkpoint, CheckpointInfo, MemoryStore, NullStore, Store
 from purestate.run._answers import counted
 from purestate.run._chain import RecordLike, Trajectory
@@ -171,6 +171,7 @@ class Model(Trains):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return what ``module.state_dict()`` has, as copies: training on does not change it."""
+        self._live.must_be_untouched()
         return self._state.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -209,7 +210,7 @@ class Model(Trains):
         """Return a checkpoint. In a ``with`` block it trains; as an object it evaluates what it has trained.
 
         Args:
-            id: A number or a word. Numbers sort as numbers, and 1.5 is between 1 and 2.
+            id: A number or a word. Numbers sort as numbers, and 1.5 is between 1 and 2. The word ``'1'`` is another one than 1.
             description: What it is about; recorded with its first record.
 
         Raises:
@@ -259,7 +260,7 @@ class Model(Trains):
         self._state = state
         which = f"the best epoch of checkpoint {id!r}" if best else f"checkpoint {id!r}"
         metrics = said(metrics_of(train, record, best=best))
-        print(f"Loaded {self.id} from {which}: epoch={self.epoch}, step={self.step}, {metrics}.")
+        print(f"Loaded {self.id} from {which}: epoch={self.epoch}, step={self.step}{', ' if metrics else ''}{metrics}.")
 
     def delete_checkpoint(self, id: Id) -> None:
         """Remove a checkpoint: its log, and its TensorBoard files. A model that is at its end goes back to where it began.
@@ -271,17 +272,22 @@ class Model(Trains):
             Removes files; prints what. Parameters stay in the store, since other checkpoints may share them.
         """
         self._outside("delete_checkpoint")
-        log = ModelCheckpoint(self, id)._log
-        if not log._ledger.log.records:
+        self._live.must_be_untouched()
+        name = self.place.name(self.id, id)
+        if name not in self.store._backend.ids():
             print(f"{self.id} has no checkpoint {id!r} to delete.")
             return
-        parent = self._state.origin.parent
-        back = self._entrances.first_input(log._ledger, self._state) if parent and parent["checkpoint"] == log.id else None
-        self.store.delete(log.id)
+        parent, back, where = self._state.origin.parent, self._state, ""
+        if parent is not None and parent["checkpoint"] == name:
+            try:
+                back, where = self._entrances.first_input(self._log(name)._ledger, back), " The model is where it was before it."
+            except MissingSnapshotError:
+                back, where = self._initial, " What it began from is gone, so the model is where it was at first."
+        self.store.delete(name)
         remove_runs(self.place.runs / self.id, checkpoint_word(id))
-        print(f"Deleted checkpoint {id!r} of {self.id}." + (" The model is where it was before it." if back else ""))
-        if back is not None:
-            self._state = back
+        self._recipes.pop(name, None)
+        self._state = back
+        print(f"Deleted checkpoint {id!r} of {self.id}.{where}")
 
     def delete(self) -> None:
         """Remove the model and all its checkpoints. The object goes back to its initial state, and can be used again.
@@ -290,8 +296,9 @@ class Model(Trains):
             Removes files; prints what.
         """
         self._outside("delete")
-        self._initial = self._state = self._initial.own().replace(origin=Origin(None, self._acts))
+        initial = self._initial.own().replace(origin=Origin(None, self._acts))
         delete_model(self.id, store=self.store, place=self.place)
+        self._initial = self._state = initial
         self._recipes.clear()
         self._entrances = Entrances(self.store._backend, self._recipe_of)
 
@@ -315,7 +322,7 @@ class Model(Trains):
         """
         folder = self.place.runs / self.id
         for info in self.checkpoints():
-            board = Board(folder / info.id.removeprefix(f"{self.id}{self.place.separator}"), Ledger(self.store._backend, info.id))
+            board = Board(folder / (self.place.own(self.id, info.id) or ""), Ledger(self.store._backend, info.id))
             board.rewrite()
             board.close()
             if example is not None:
@@ -340,9 +347,8 @@ class Model(Trains):
 
     def _row(self, info: CheckpointInfo) -> list[str]:
         metrics = {name: value for name, value in info.metrics.items() if name.startswith("val_")} or info.metrics
-        own = info.id.removeprefix(f"{self.id}{self.place.separator}")
         return [
-            own,
+            self.place.own(self.id, info.id) or "",
             info.description or "",
             counted(info.epochs, "epoch"),
             said(metrics),
@@ -352,11 +358,11 @@ class Model(Trains):
     # ---------------------------------------------------------------- for the ops, and for checkpoints
 
     def _asked(self) -> tuple[Checkpoint, State]:
+        self._live.must_be_untouched()
         return NullStore().checkpoint(self.id, echo=None, notify=print), self._state
 
     def _trains(self) -> tuple[Checkpoint, State]:
         self._outside("model.train and model.setup")
-        self._live.must_be_untouched()
         return self._asked()
 
     def _took(self, state: State) -> None:
@@ -423,7 +429,19 @@ class Model(Trains):
         """What the state of a record was set up with."""
         if parent["op"] is None:
             return self._initial.recipe
-        return self._recipe(self.store.checkpoint(parent["checkpoint"], echo=None))
+        return self._recipe(self._log(parent["checkpoint"]))
+
+    def _log(self, name: str) -> Checkpoint:
+        return self.store.checkpoint(name, echo=None, notify=print)
 
     def _rooted(self, initial: State) -> State:
-        return self.store.checkpoint(self.id, description=self.description, echo=None, notify=print).root(initial)
+        ck = self.store.checkpoint(self.id, description=self.description, echo=None, notify=print)
+        fix = f"Take another id, undo the change, or begin anew: train.delete_model({self.id!r}) removes it and its checkpoints."
+        try:
+            return ck.root(initial)
+        except TreeMismatchError as error:
+            names = dict(path=error.path, expected=error.expected, actual=error.actual)
+            raise TreeMismatchError(error.problem, cause=error.cause, fix=fix, **names) from None
+        except StaleRecordError as error:
+            names = dict(checkpoint=error.checkpoint, changes=error.changes)
+            raise StaleRecordError(error.problem, cause=error.cause, fix=fix, **names) from None

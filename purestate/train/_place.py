@@ -68,7 +68,7 @@ class Place:
         if name.split(self.separator) != [model, own]:
             raise InvalidIdError(
                 f"model {model!r}, checkpoint {id!r}: {self.separator!r} stands between the two in names, and is in one of them.",
-                fix="Take other ids, or another separator: train.set_model_checkpoint_sep('.').",
+                fix=f"Take other ids, or another separator: train.set_model_checkpoint_sep({_separator_for(model + own)!r}).",
             )
         return name
 
@@ -124,6 +124,10 @@ def set_model_checkpoint_sep(separator: str) -> None:
 def _set(**changes: Any) -> None:
     global _place
     _place = replace(_place, **changes)
+
+
+def _separator_for(text: str) -> str:
+    return next(sign * n for n in range(1, 9) for sign in "._-" if sign not in text or sign * n not in text)
 
 
 def checkpoint_word(id: int | float | str) -> str:

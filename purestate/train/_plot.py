@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_lr_vs_loss", "plot_metrics"]
 
 
-def plot_metrics(hist: Mapping[str, Sequence[Any]] | Sequence[ModelCheckpoint]) -> Figure:
+def plot_metrics(hist: Mapping[str, Sequence[Any]] | ModelCheckpoint | Sequence[ModelCheckpoint]) -> Figure:
     """Return a figure of a history: one chart a metric, training and validation together. Opens no window.
 
     Args:
@@ -24,7 +24,8 @@ def plot_metrics(hist: Mapping[str, Sequence[Any]] | Sequence[ModelCheckpoint]) 
     from purestate import view
 
     if not isinstance(hist, Mapping):
-        return run.plot_metrics([checkpoint._log for checkpoint in hist])
+        several = hist if isinstance(hist, Sequence) else [hist]
+        return run.plot_metrics([checkpoint._log for checkpoint in several])
     return view.plot_metrics([{name: values for name, values in hist.items() if name != "log"}])
 
 

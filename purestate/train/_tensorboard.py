@@ -114,8 +114,8 @@ class Scalars:
 
     def close(self) -> None:
         """Close the files. A second time does nothing."""
-        for file in self._files.values():
-            file.close()
+        while self._files:
+            self._files.popitem()[1].close()
 
     def __enter__(self) -> Scalars:
         return self
@@ -250,19 +250,34 @@ def _traced(module: nn.Module, example: Any) -> bytes:
 
 def _open(folder: Path) -> RecordWriter:
     """Start a file. TensorBoard reads the files of a run one after another by name, so a later one sorts behind."""
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
+    _, record_writer = _imported()
     seconds, rest = divmod(time.time_ns(), 10**9)
     name = f"{_FILES[:-1]}{seconds:010d}.{rest:09d}.{socket.gethostname()}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    file = RecordWriter((folder / name).open("xb"))
+    file = record_writer((folder / name).open("xb"))
     _append(file, file_version="brain.Event:2")
     return file
 
 
 def _append(file: RecordWriter, **fields: Any) -> None:
-    from tensorboard.compat.proto import event_pb2
-
-    proto: Any = event_pb2
+    proto, _ = _imported()
     file.write(proto.Event(wall_time=time.time(), **fields).SerializeToString())
     file.flush()
+
+
+def _imported() -> tuple[Any, type[RecordWriter]]:
+    """Return what is used of TensorBoard, the module of its messages and the class of its files.
+
+    Raises:
+        MissingExtraError: It is there and cannot be imported.
+    """
+    try:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    except Exception as error:  # a protobuf that does not fit raises TypeError, for example
+        raise MissingExtraError(
+            f"TensorBoard is installed, and cannot be imported: {type(error).__name__}: {error}".partition("\n")[0],
+            fix="pip install --force-reinstall 'purestate[tensorboard]'",
+            extra="tensorboard",
+        ) from error
+    return event_pb2, RecordWriter

@@ -158,3 +158,15 @@ def test_other_compilers_are_refused():
     with pytest.raises(SetupError, match="compile must be one of 'none', 'inductor', got 'magic'") as caught:
         state(compile="magic")
     assert caught.value.argument == "compile"
+
+
+def test_compiled_and_uncompiled_trains_do_not_meet_in_one_process(compiled):
+    first = state()
+
+    def of(start: ps.State) -> ps.State:
+        return checkpoint().train(start, loader(), loader(), epochs=2, metrics=[ps.metric_accuracy])
+
+    plain = of(first)
+    assert of(ps.setup(first, compile="inductor")) == compiled
+    assert of(first) == plain
+    assert of(ps.setup(first, compile="inductor")) == compiled

@@ -81,7 +81,7 @@ def test_a_checkpoint_can_train_from_its_own_root(store, ck):
     ("other", "path", "words"),
     [
         (dict(width=5), "params['0.weight']", "params['0.weight'] was float32 (4, 3), now float32 (5, 3)"),
-        (dict(frozen=True), "params['2.bias']", "params['2.bias'] was float32 (3,), now not there"),
+        (dict(frozen=True), "frozen['2.bias']", "frozen['2.bias'] was trainable, now frozen"),
     ],
 )
 def test_another_structure_is_refused_with_the_first_leaves_that_differ(ck, other, path, words):

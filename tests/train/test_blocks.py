@@ -951,3 +951,76 @@ def test_a_script_without_seeds_in_processes_of_its_own(python, tmp_path):
     first, second, loaded = map(json.loads, outputs)
     assert len({first[0], second[0], loaded[0]}) == 3  # the weights that the module came with
     assert first[1:] == second[1:] == loaded[1:]
+
+
+# -------------------------------------------------------------------- what is gone or damaged
+
+
+def test_a_cache_voids_answers_and_never_trains(store):
+    m = model(store=store)
+    block(m)
+    for name in (0, "bogus", "predict"):
+        with pytest.raises(SetupError, match="there are those of 'evaluate' and 'find_lr'"):
+            m.cache(1).delete(name)
+    assert "1 train" in repr(m.cache(1))
+
+
+def test_a_checkpoint_whose_parent_is_gone_can_be_deleted(store, capsys):
+    m = model(store=store)
+    block(m)
+    block(m, 2)
+    again = model(store=store)
+    again.load_checkpoint(2)
+    again.delete_checkpoint(1)
+    again.delete_checkpoint(2)
+    assert "What it began from is gone, so the model is where it was at first." in capsys.readouterr().out
+    assert again.epoch == 0
+
+
+def test_what_is_damaged_can_be_deleted(root, capsys):
+    m = model()
+    block(m)
+    log = root / "ckpts/checkpoints/net--0001/log.jsonl"
+    log.write_bytes(b"damaged\n" + log.read_bytes())
+    again = model()
+    again.delete_checkpoint(1)
+    assert not log.exists()
+    block(again)
+    log.write_bytes(b"damaged\n" + log.read_bytes())
+    train.delete_model("net")
+    assert not log.exists()
+    train.delete_model("net")
+    assert capsys.readouterr().out.splitlines()[-1] == "There is no model 'net' to delete."
+
+
+def test_a_tensorboard_that_cannot_be_imported_stops_the_curves_and_not_the_training(python, tmp_path):
+    for folder in ("", "compat", "compat/proto"):
+        (tmp_path / "tensorboard" / folder).mkdir(exist_ok=True)
+        (tmp_path / "tensorboard" / folder / "__init__.py").touch()
+    (tmp_path / "tensorboard/compat/proto/event_pb2.py").write_text("raise TypeError('Descriptors cannot be created directly.')")
+    script = tmp_path / "script.py"  # the folder of a script is the first where modules are looked for
+    script.write_text(
+        f"from purestate import train\nfrom tests.train.tiny import *\ntrain.set_root_folder({str(tmp_path)!r})\n"
+        "m = model()\nblock(m)\nprint('trained', m.epoch)\n"
+    )
+    said = python(script).stdout
+    assert said.count("cannot be imported: TypeError: Descriptors cannot be created directly.") == 1
+    assert said.splitlines()[-1] == "trained 2"
+
+
+def test_bars_may_be_off(python, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nos.environ['TQDM_DISABLE'] = '1'\nsys.stderr.isatty = lambda: True\n"
+        "from purestate import train\nfrom purestate.run import _progress\nfrom tests.train.tiny import *\n"
+        f"_progress._PATIENCE = 0.0\ntrain.set_root_folder({str(tmp_path)!r})\n"
+        "m = model()\nblock(m)\nprint('trained', m.epoch)\n"
+    )
+    assert python(script).stdout.splitlines()[-1] == "trained 2"
+
+
+def test_there_need_be_no_terminal(store, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    m = model(store=store)
+    block(m)
+    assert m.epoch == 2
