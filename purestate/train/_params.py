@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from purestate.core._state import State
-from purestate.view import html_table, text_table
+from purestate.view import text_table
 
-__all__ = ["count_line", "params_html", "params_table"]
+__all__ = ["count_line", "params_table"]
 
 _MARKS = {"params": "trainable", "frozen": "frozen", "buffers": "buffer"}
 _HEADER = ("layer", "name", "mark", "count", "shape")
@@ -51,15 +51,6 @@ def params_table(state: State) -> str:
         Trainable params: 8. Untrainable params: 16. Buffers: 9.
     """
     return f"{text_table(list(_rows(state)), _HEADER)}\n{count_line(state)}"
-
-
-def params_html(state: State) -> str:
-    """Return what `params_table` says as HTML, for notebooks.
-
-    Args:
-        state: Not modified. Where it was not read yet, its tensors are.
-    """
-    return f"{html_table(list(_rows(state)), _HEADER)}\n<p>{count_line(state)}</p>"
 
 
 class _Leaf(NamedTuple):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import purestate as ps
-from purestate.train._params import count_line, params_html, params_table
+from purestate.train._params import count_line, params_table
 from tests.helpers import ConvNet
 from tests.run.tiny import loader, start
 
@@ -95,16 +95,3 @@ def test_a_state_from_a_store_that_was_not_read(tmp_store_path):
     state = ps.Store(tmp_store_path).checkpoint("a", echo=None).train(start(), loader(), epochs=1)
     assert not state.params.loaded
     assert params_table(state) == params_table(fresh)
-
-
-def test_html_has_the_same_cells_and_escapes_them():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.add_module("<b>", nn.Linear(1, 2000))
-
-    page = params_html(ps.init(Odd, seed=0))
-    assert "<b>" not in page
-    assert "&lt;b&gt; (Linear)" in page
-    assert "[2000, 1]" in page
-    assert page.endswith("<p>Trainable params: 4.0 k. Untrainable params: 0. Buffers: 0.</p>")
