@@ -65,7 +65,7 @@ def loader_length(loader: DataLoader[Any]) -> int:
     """
     try:
         length = len(loader)
-    except (TypeError, NotImplementedError):
+    except (TypeError, NotImplementedError):  # there is no `__len__`, or one that only a subclass is to write
         raise UnsupportedError(
             f"Expected a loader with a length, but its sampler {_name(_index_sampler(loader))!r} has none.",
             cause="Schedulers, progress and resuming need the number of batches of an epoch.",

@@ -61,5 +61,5 @@ def _start(name: str, future: Any, leaf: LeafMeta) -> Any:
 def _wait(name: str, future: Any) -> Any:
     try:
         return future.result()
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:  # what TensorStore's statuses are in Python
         raise UnreadableLeafError(name, str(error)) from None

@@ -17,7 +17,7 @@ from purestate.run._load import metrics_of
 from purestate.run._setup import SetupOptions
 from purestate.train._board import Board
 from purestate.train._ops import Reads, Trains, advice
-from purestate.train._place import checkpoint_word
+from purestate.train._place import Id, checkpoint_word
 from purestate.train._plot import plot_metrics
 from purestate.train._said import said
 from purestate.train._tensorboard import available
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "ModelCheckpoint"]
 
-Id = int | float | str
 _CACHED = ("evaluate", "find_lr")
 _MADE_BY = ("class.code", "function.code", "fn.code", "value.code")
 

@@ -17,7 +17,7 @@ from purestate.core._init import init
 from purestate.core._recipe import Recipe
 from purestate.core._state import Origin, State
 from purestate.errors import MissingSnapshotError, SetupError, StaleRecordError, StateError, TreeMismatchError
-from purestate.run import Checkpoint, CheckpointInfo, MemoryStore, NullStore, Store
+from purestate.run import Checkpoint, CheckpointInfo, EpochView, MemoryStore, NullStore, Store
 from purestate.run._answers import counted
 from purestate.run._chain import RecordLike, Trajectory
 from purestate.run._ledger import Ledger
@@ -30,13 +30,11 @@ from purestate.train._entrance import Entrances
 from purestate.train._live import LiveModule
 from purestate.train._ops import Trains
 from purestate.train._params import count_line, params_table
-from purestate.train._place import Place, checkpoint_word, here, sort_key, word
+from purestate.train._place import Id, Place, checkpoint_word, here, sort_key, word
 from purestate.train._said import said
 from purestate.train._states import keep_schedulers, leaves_from
 
 __all__ = ["Model"]
-
-Id = int | float | str
 
 
 class Model(Trains):
@@ -369,6 +367,9 @@ class Model(Trains):
         if self._block is None and state.origin == Origin():  # the answer of a train that no log has
             self._entrances.went_on(self._state, state)
         self._state = state
+
+    def _told(self, epoch: EpochView, train_dl: Any) -> None:
+        """Nobody follows what is not recorded."""
 
     def _enter(self, block: ModelCheckpoint, log: Checkpoint) -> None:
         """Begin a block: at the model's state, or where the block began when it was run before."""

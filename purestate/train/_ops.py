@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Unpack
 
-from purestate.core._metrics import Metric
 from purestate.core._state import State
 from purestate.errors import PureStateError, SetupError, StaleRecordError
 from purestate.run import Checkpoint, Curve, EpochView, setup
+from purestate.run._checkpoint import MetricLike
 from purestate.run._setup import SetupOptions
 from purestate.train._said import Lines, TrainHistory
 
 __all__ = ["Reads", "Trains", "advice"]
 
-MetricLike = Metric | Callable[[Any, Any], Any]
 
-
-class Reads:
+class Reads(ABC):
     """`evaluate` and `find_lr`, which only read."""
 
+    @abstractmethod
     def _asked(self) -> tuple[Checkpoint, State]:
         """The log that answers, and the state that is asked about."""
-        raise NotImplementedError
 
     def evaluate(self, dataloader: Any, loss_cls: type | None = None, metrics: Sequence[MetricLike] = ()) -> dict[str, float]:
         """Return the mean loss and metrics over a loader, weighted by samples: ``{'loss': …, 'accuracy': …}``.
@@ -84,16 +83,17 @@ class Reads:
 class Trains(Reads):
     """`setup` and `train`, which give a new state, too."""
 
+    @abstractmethod
     def _took(self, state: State) -> None:
         """Keep a new state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _told(self, epoch: EpochView, train_dl: Any) -> None:
         """Hear of an epoch, recorded or computed."""
 
+    @abstractmethod
     def _trains(self) -> tuple[Checkpoint, State]:
         """As `_asked`, for an op that gives a new state."""
-        raise NotImplementedError
 
     def setup(self, **options: Unpack[SetupOptions]) -> Any:
         """Decide how the model is trained. What is named starts afresh, what is not named stays with its state.

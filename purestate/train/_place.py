@@ -11,6 +11,7 @@ from typing import Any
 from purestate.errors import InvalidIdError
 
 __all__ = [
+    "Id",
     "Place",
     "checkpoint_word",
     "here",
@@ -21,6 +22,7 @@ __all__ = [
     "word",
 ]
 
+Id = int | float | str
 _WORD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _SEPARATOR = re.compile(r"[A-Za-z0-9._-]+")
 _NUMBER = re.compile(r"[0-9]{4,}(\.[0-9]+)?")
@@ -52,7 +54,7 @@ class Place:
         """The folder of the TensorBoard files."""
         return self.root / "runs" / (self.namespace or "")
 
-    def name(self, model: str, id: int | float | str) -> str:
+    def name(self, model: str, id: Id) -> str:
         """Return what the store calls a checkpoint of a model.
 
         Args:
@@ -130,7 +132,7 @@ def _separator_for(text: str) -> str:
     return next(sign * n for n in range(1, 9) for sign in "._-" if sign not in text or sign * n not in text)
 
 
-def checkpoint_word(id: int | float | str) -> str:
+def checkpoint_word(id: Id) -> str:
     """Return an id as a word: ``1`` is ``'0001'``, ``1.5`` is ``'0001.5'``."""
     if isinstance(id, bool) or not isinstance(id, Integral | float | str):
         raise InvalidIdError(f"expected a number or a text as the id of a checkpoint, got {id!r}.")

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 import purestate as ps
-from purestate.core import _ops
-from purestate.core._capture import Runner
+from tests.fast import one_thread, uncaptured
+
+__all__ = ["one_thread", "uncaptured"]
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Spare tiny tensors the hand-over to threads, which takes a hundred times as long as they do on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave capturing out: it changes no bit (see ``tests/core/test_capture.py``) and costs half a second a train.
-
-    Scripts that run in processes of their own capture as users' do.
-    """
-    monkeypatch.setattr(_ops, "Runner", functools.partial(Runner, capture_after=1_000_000))
 
 
 @pytest.fixture(params=["memory", "disk"])
