@@ -425,11 +425,14 @@ def test_a_folder_copied_by_others_while_somebody_writes_is_whole(started, tmp_s
     import shutil
 
     def passed(source: Path, target: Path) -> None:
-        for path in sorted(path for path in source.rglob("*") if path.is_file() and "tmp-" not in str(path)):
-            aim = target / path.relative_to(source)
-            if not aim.exists():
-                aim.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, aim)
+        # os.walk, which goes on where a folder is gone: `tmp-` folders get their final name meanwhile.
+        for folder, folders, files in os.walk(source):
+            folders[:] = [name for name in folders if not name.startswith("tmp-")]
+            aim = target / Path(folder).relative_to(source)
+            aim.mkdir(parents=True, exist_ok=True)
+            for name in files:
+                if not (aim / name).exists():
+                    shutil.copyfile(Path(folder) / name, aim / name)
 
     with started(BUSY, tmp_store_path):
         lengths = list[int]()
