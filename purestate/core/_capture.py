@@ -111,6 +111,11 @@ class Runner:
         """How many kinds of batches are replayed."""
         return sum(entry.replay is not None for entry in self._entries.values())
 
+    @property
+    def writes(self) -> bool:
+        """Whether the step was seen to write into parameters."""
+        return self._kinds.writes or bool(self.step.written)
+
     def start_epoch(self, n: int) -> None:
         """Say that epoch ``n`` begins, so that at 1, 2, 4, 8, ... the next call of each kind of batch compares."""
         self._epoch = n

@@ -8,7 +8,7 @@ only at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,13 +212,46 @@ class Sums:
             means[m.name] = total / count if count else math.nan
         return means
 
+    def copy(self) -> Sums:
+        """Return sums to which nothing is added any more. Costs no arithmetic."""
+        sums = Sums(self.metrics)
+        sums.samples, sums._rows, sums._total = self.samples, list(self._rows), self._total
+        return sums
+
+    def plain(self) -> dict[str, Any]:
+        """Return all of it as numbers, from which `from_plain` makes sums that give the same means. Waits for the device."""
+        rows = [
+            [float(loss), size, [[_number(amount), None if n is None else _number(n)] for amount, n in values]]
+            for loss, values, size in self._rows
+        ]
+        return {"samples": self.samples, "total": None if self._total is None else self._total.tolist(), "rows": rows}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], metrics: Iterable[Metric], device: torch.device) -> Sums:
+        """Return the sums that `plain` was called on.
+
+        Args:
+            plain: What it returned.
+            metrics: The same metrics.
+            device: Where the batches are that will be added.
+        """
+        sums = cls(metrics)
+        exact = _exact(device)
+        sums.samples = plain["samples"]
+        sums._total = None if plain["total"] is None else torch.tensor(plain["total"], dtype=exact, device=device)
+        sums._rows = [
+            (torch.tensor(loss, dtype=exact, device=device), [(amount, n) for amount, n in values], size)
+            for loss, size, values in plain["rows"]
+        ]
+        return sums
+
     def _flush(self) -> None:
         if not self._rows:
             return
         losses, values, sizes = zip(*self._rows, strict=True)
         self._rows = []
         device = losses[0].device
-        exact = torch.float32 if device.type == "mps" else torch.float64
+        exact = _exact(device)
 
         def column(amounts: Iterable[Amount]) -> Tensor:
             amounts = list(amounts)
@@ -235,6 +268,14 @@ class Sums:
             columns.append(column(size if v[i][1] is None else v[i][1] for v, size in zip(values, sizes, strict=True)))
         total = torch.stack(columns).sum(1)
         self._total = total if self._total is None else self._total + total
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _number(amount: Amount) -> float:
+    return amount.item() if isinstance(amount, Tensor) else amount
 
 
 def _from_function(fn: Any) -> Metric:

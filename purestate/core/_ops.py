@@ -20,6 +20,7 @@ from purestate.core._capture import Runner
 from purestate.core._kept import kept_for
 from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums
+from purestate.core._position import Keeper, Position
 from purestate.core._recipe import Recipe
 from purestate.core._seeds import seed_all
 from purestate.core._state import State, require
@@ -75,6 +76,8 @@ def train(
     watch: str = "loss",
     key: Key | None = None,
     done: int = 0,
+    position: Position | None = None,
+    keeper: Keeper | None = None,
     notices: list[str] | None = None,
     lap: Callable[[str], object] = lambda phase: None,
 ) -> Generator[Epoch]:
@@ -90,6 +93,8 @@ def train(
         watch: The metric whose validation value a plateau scheduler steps on.
         key: The key of the op; the state's if left out. Given with ``done`` to go on in the middle.
         done: How many epochs of this op the state has behind it.
+        position: Where to go on in the middle of the epoch after those; ``state`` is its state then.
+        keeper: Told after each batch, and asked before anything that it may be reading changes.
         notices: What the user should be told once is appended here.
         lap: Called at the end of each phase with its name: ``'data'``, ``'step'``, ``'optimizer'``, ``'metrics'``,
             ``'validation'``.
@@ -105,15 +110,16 @@ def train(
     require(state, "optimizer", "train")
     state.check()
     with isolated(state):
-        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, notices, lap)
+        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, keeper, notices, lap)
     lap("other")
-    if done == 0 and val_feed is not None:
+    if done == 0 and position is None and val_feed is not None:
         with isolated(state):
-            values = loop.validate(0)
+            values = loop.validate(0, None)
         yield Epoch(0, state.counters.epoch, values, loop.work.rates(), begun(state, loop.key))
     for n in itertools.count(done + 1):
         with isolated(state):
-            values, lr = loop.epoch(n)
+            values, lr = loop.epoch(n, position)
+            position = None
             lent = loop.work.lend(key=advanced(loop.key, n))
         yield Epoch(n, loop.work.epoch, values, lr, lent)
 
@@ -130,65 +136,86 @@ class _Loop:
         warmup: int,
         watch: str,
         key: Key,
+        keeper: Keeper | None,
         notices: list[str] | None,
         lap: Callable[[str], object],
     ) -> None:
         assert state.recipe is not None
         self._lap = lap
         self.key, self.metrics, self.watch, self.warmup = key, metrics, watch, warmup
-        self._feed, self._val_feed, self._notices = feed, val_feed, notices
+        self._feed, self._val_feed, self._keeper, self._notices = feed, val_feed, keeper, notices
         self._told: set[str] = set()
         self.work = Working(state)
         self._train, self._evaluate = _gradient_runner(state.recipe, metrics), _evaluate_runner(state.recipe, metrics)
         if val_feed is None:
             self.work.refuse_metric_schedulers()
 
-    def epoch(self, n: int) -> tuple[dict[str, float], list[float]]:
+    def epoch(self, n: int, position: Position | None) -> tuple[dict[str, float], list[float]]:
         """Train for one epoch, validate, step the epoch scheduler. Returns metrics and the learning rates of its last step."""
-        work, lap = self.work, self._lap
-        sums, losses = Sums(self.metrics), _Losses(work.epoch + 1)
+        work, lap, keeper = self.work, self._lap, self._keeper
+        progress = _Progress(self, n, position)
+        sums, losses = progress.sums, progress.losses
         self._train.start_epoch(n)
         warming = work.rates() if n <= self.warmup else None
-        first = (n - 1) * self._feed.batches
-        rates: list[float] = []
-        seeds = self.key.fold_in(Tag.STEP).seeds(first, first + self._feed.batches).tolist()
-        with closing(self._feed.epoch(self.key.derive(Tag.ORDER, n))) as batches:
+        size = self._feed.batches
+        first, steps = (n - 1) * size + progress.batch, self.warmup * size
+        seeds = self.key.fold_in(Tag.STEP).seeds(first, n * size).tolist()
+        with closing(self._feed.epoch(self.key.derive(Tag.ORDER, n), progress.batch)) as batches:
             for i, (batch, seed) in enumerate(zip(batches, seeds, strict=True), first + 1):
                 lap("data")
                 if warming is not None:
-                    work.set_rates(warming, i / (self.warmup * self._feed.batches))
+                    work.set_rates(warming, i / steps)
+                if keeper is not None and progress.forward_writes:
+                    keeper.release()
                 out = self._train(work.params, work.frozen, work.buffers, batch, seed)
                 lap("step")
+                if keeper is not None:
+                    keeper.release()
                 work.update(out.gradients, out.buffers)
                 lap("optimizer")
                 sums.add(out.loss, out.sums, out.size)
                 losses.add(out.loss)
-                if i == first + self._feed.batches:
-                    rates = work.rates()
+                progress.batch += 1
+                if progress.batch == size:
+                    progress.lr = work.rates()
                 if warming is None:
                     work.step_scheduler()
                 del out  # or its gradients would be in memory beside those of the next step
                 lap("metrics")
+                if keeper is not None:
+                    keeper.between(progress.position)
         if warming is not None:
             work.restore_rates()
         losses.check()
         values = {f"train_{name}": value for name, value in sums.means().items()}
         lap("metrics")
-        values |= self.validate(n)
+        values |= self.validate(n, progress.position)
         if warming is None:
             work.epoch_scheduler(values.get(f"val_{self.watch}"))
         work.epoch += 1
         self._tell(self._train)
-        return values, rates
+        return values, progress.lr
 
-    def validate(self, n: int) -> dict[str, float]:
-        """Evaluate the working state after epoch ``n``."""
+    @property
+    def forward_writes(self) -> bool:
+        """Whether the next forward may write into parameters: so it is where it is not captured, as far as anybody knows."""
+        return not self._train.captured or self._train.writes
+
+    def validate(self, n: int, position: Callable[[], Position] | None) -> dict[str, float]:
+        """Evaluate the working state after epoch ``n``, which is where ``position`` is."""
         if self._val_feed is None:
             return {}
-        work = self.work
+        work, keeper = self.work, self._keeper
         self._evaluate.start_epoch(n)
         values = _sweep(
-            self._evaluate, work.params, work.frozen, work.buffers, self._val_feed, self.key.derive(Tag.VALIDATE, n), self.metrics
+            self._evaluate,
+            work.params,
+            work.frozen,
+            work.buffers,
+            self._val_feed,
+            self.key.derive(Tag.VALIDATE, n),
+            self.metrics,
+            (lambda: None) if keeper is None else lambda: keeper.between(position),
         )
         self._tell(self._evaluate)
         self._lap("validation")
@@ -200,11 +227,33 @@ class _Loop:
             self._notices.append(runner.notice)
 
 
+class _Progress:
+    """How far an epoch has come."""
+
+    def __init__(self, loop: _Loop, n: int, start: Position | None) -> None:
+        self._loop, self._n = loop, n
+        self.batch = 0 if start is None else start.batch
+        self.lr: list[float] = [] if start is None else start.lr
+        self.sums = Sums(loop.metrics) if start is None else start.sums
+        self.losses = _Losses(loop.work.epoch + 1, self.batch)
+        self.forward_writes = loop.forward_writes
+
+    def position(self) -> Position:
+        """Return where the epoch stands now."""
+        work = self._loop.work
+        self.losses.check()
+        self.forward_writes = self._loop.forward_writes
+        lr = self.lr or work.rates()
+        work.restore_rates()
+        state = work.lend(key=self._loop.key)
+        return Position(self._n, self.batch, None, self.sums.copy(), lr, state)
+
+
 class _Losses:
     """Finds the step at which the loss stopped being finite, asking the device once in a thousand steps."""
 
-    def __init__(self, epoch: int) -> None:
-        self._epoch, self._before = epoch, 0
+    def __init__(self, epoch: int, before: int) -> None:
+        self._epoch, self._before = epoch, before
         self._losses: list[torch.Tensor] = []
 
     def add(self, loss: torch.Tensor) -> None:
@@ -278,6 +327,7 @@ def _sweep(
     feed: Feed,
     key: Key,
     metrics: Sequence[Metric],
+    after: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     sums = Sums(metrics)
     seeds = key.fold_in(Tag.STEP).seeds(0, feed.batches).tolist()
@@ -285,6 +335,7 @@ def _sweep(
         for batch, seed in zip(batches, seeds, strict=True):
             out = runner(params, frozen, buffers, batch, seed)
             sums.add(out.loss, out.sums, out.size)
+            after()
     return sums.means()
 
 

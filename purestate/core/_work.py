@@ -117,7 +117,9 @@ class Working:
             group["lr"] = torch.full_like(held, rate * factor) if isinstance(held, torch.Tensor) else rate * factor
 
     def restore_rates(self) -> None:
-        """Put the very learning rates back that `set_rates` replaced."""
+        """Put the very learning rates back that `set_rates` replaced, if it did."""
+        if not self._held:
+            return
         for group, held in zip(self.optimizer.param_groups, self._held, strict=True):
             group["lr"] = held
         self._held = []
