@@ -205,7 +205,7 @@ class Computation:
             "seconds": seconds,
             "hash": epoch.state.hash,
         }
-        self._ledger.append("epoch", body)
+        self._ledger.append_soon("epoch", body)
         return True
 
     def _must_begin_alike(self, train: Trajectory) -> None:

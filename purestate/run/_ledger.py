@@ -57,16 +57,29 @@ class Ledger:
             yield self.refresh()
 
     def append(self, kind: str, body: Mapping[str, Any]) -> RecordLike:
-        """Append a record, durable on return, and fold it in.
+        """Append a record, durable on return as is everything before it, and fold it in.
 
         Effects:
             One line in the log; creates the checkpoint with its first record.
         """
-        if not self.log.records:
-            self.chain.add(self.log.append("checkpoint", {"description": self._description}))
-            self.backend.journal("create", checkpoint=self.id)
-        record = self.log.append(kind, dict(body))
+        first = [] if self.log.records else [("checkpoint", {"description": self._description})]
+        records = self.log.append_all([*first, (kind, dict(body))])
         self._unnamed.close()
+        for record in records:
+            self.chain.add(record)
+        if first:
+            self.backend.journal("create", checkpoint=self.id)
+        return records[-1]
+
+    def append_soon(self, kind: str, body: Mapping[str, Any]) -> RecordLike:
+        """Append a record that names no item, fold it in, and return: it becomes durable while the caller goes on.
+
+        What fails meanwhile is raised by the next append, or by leaving `writing`.
+
+        Effects:
+            One line in the log, within moments, and before anything that is appended later.
+        """
+        record = self.log.append_soon(kind, dict(body))
         self.chain.add(record)
         return record
 

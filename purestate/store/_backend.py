@@ -18,7 +18,10 @@ from purestate.store._record import Record
 if TYPE_CHECKING:
     from purestate.store._report import Finding, GcReport, RepairReport
 
-__all__ = ["Backend", "Handle", "Leaf", "Log", "not_found", "taken_name"]
+__all__ = ["Backend", "Handle", "Leaf", "Log", "Point", "not_found", "taken_name"]
+
+Point = tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]
+"""A resume point: its body, and flat trees of tensors by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +94,19 @@ class Log(Protocol):
     def lock(self, timeout: float | None = 10.0) -> AbstractContextManager[None]:
         """Return a context that makes this the only writer of the checkpoint. Re-entrant in this object and thread.
 
+        When it is left, everything that was appended is durable.
+
         Args:
             timeout: Seconds to wait for another writer; None waits for ever.
 
         Raises:
             StoreLockedError: Another writer still has it; says who.
+            StoreWriteError: On leaving: something that `append_soon` took could not be written, and nobody was told yet.
         """
         ...
 
     def append(self, kind: str, body: dict[str, Any]) -> Record:
-        """Append a record and return it once it is durable.
+        """Append a record and return it once it is durable, as is everything before it.
 
         Args:
             kind: A word of lower case letters, digits and underscores.
@@ -113,6 +119,26 @@ class Log(Protocol):
 
         Effects:
             Creates the checkpoint with its first record.
+        """
+        ...
+
+    def append_all(self, bodies: Sequence[tuple[str, dict[str, Any]]]) -> list[Record]:
+        """Append several records at once, durably, and all of them or none. For the rest see `append`.
+
+        Args:
+            bodies: Kind and body of each.
+        """
+        ...
+
+    def append_soon(self, kind: str, body: dict[str, Any]) -> Record:
+        """Append a record and return it at once; it becomes durable within moments. For the rest see `append`.
+
+        Records that come while others are written become durable together. They do so in their order: what a crash leaves is
+        always a beginning of the log.
+
+        Raises:
+            StoreWriteError: One that was appended before could not be written. It is not in the log, nor is what came after
+                it, and nothing more is appended until the lock is taken anew.
         """
         ...
 
@@ -220,8 +246,8 @@ class Backend(Protocol):
         """
         ...
 
-    def warm(self) -> None:
-        """Prepare for a `put` or `save_resume` that will come, and return at once."""
+    def warm(self, size: int = 0) -> None:
+        """Prepare for a `put` that will come, and return at once; or for a `save_resume` of ``size`` bytes, and wait for that."""
         ...
 
     def save_resume(self, id: str, body: dict[str, Any], leaves: Mapping[str, Mapping[str, torch.Tensor]]) -> Handle:
@@ -237,8 +263,8 @@ class Backend(Protocol):
         """
         ...
 
-    def load_resume(self, id: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]] | None:
-        """Return ``(body, leaves)`` of the newest resume point of which every byte verifies, or None."""
+    def resume_points(self, id: str) -> Iterator[Point | StoreError]:
+        """Yield ``(body, leaves)`` of the resume points of which every byte verifies, newest first, and what is wrong with others."""
         ...
 
     def clear_resume(self, id: str) -> None:

@@ -208,7 +208,7 @@ def append_line(path: Path, line: bytes, at: int, root: Path | None) -> None:
     """Write ``line`` at the end of a file, which is at byte ``at``, durably, or leave the file as it was.
 
     Args:
-        path: The file. It is created if it is not there.
+        path: The file. It is created if it is not there and ``at`` is 0.
         line: What to write.
         at: Where it ends.
         root: The store, to make the names of file and folders durable first; None if this process did so already. That they
@@ -218,7 +218,8 @@ def append_line(path: Path, line: bytes, at: int, root: Path | None) -> None:
         OSError: The write or the sync failed. It is not tried again: after a failed sync the system may report success
             for bytes that are lost.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    create = 0 if at else os.O_CREAT  # one that somebody removed meanwhile must not come back with a hole
+    fd = os.open(path, os.O_WRONLY | create | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         if root is not None:
             _sync_names(path, root)

@@ -49,6 +49,11 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._depth > 0
 
+    @property
+    def depth(self) -> int:
+        """How often it is held, one inside of the other."""
+        return self._depth
+
     @contextlib.contextmanager
     def hold(self, timeout: float | None) -> Generator[None, None, None]:
         """Hold the lock for the block.

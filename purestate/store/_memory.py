@@ -12,7 +12,7 @@ import torch
 
 from purestate.core._hash import dtype_name, leaf_hash, short, tree_hash
 from purestate.errors import MissingSnapshotError, MutatedStateError, StoreError
-from purestate.store._backend import Handle, Leaf, not_found, taken_name
+from purestate.store._backend import Handle, Leaf, Point, not_found, taken_name
 from purestate.store._described import missing
 from purestate.store._items import unknown_leaf
 from purestate.store._journal import entry
@@ -105,7 +105,7 @@ class MemoryBackend:
             raise missing(digest, what, taken(self._acts).get(digest))
         return self._items[digest]
 
-    def warm(self) -> None:
+    def warm(self, size: int = 0) -> None:
         """Do nothing."""
 
     def save_resume(self, id: str, body: dict[str, Any], leaves: Mapping[str, Tree]) -> Handle:
@@ -114,12 +114,11 @@ class MemoryBackend:
         self._points[check_id(id)] = copy.deepcopy(body), {name: _copies(tree) for name, tree in leaves.items()}
         return _Done()
 
-    def load_resume(self, id: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]] | None:
-        """Return copies of the resume point, or None."""
-        if check_id(id) not in self._points:
-            return None
-        body, leaves = self._points[id]
-        return copy.deepcopy(body), {name: _copies(tree) for name, tree in leaves.items()}
+    def resume_points(self, id: str) -> Iterator[Point | StoreError]:
+        """Yield copies of the resume point, if there is one."""
+        if check_id(id) in self._points:
+            body, leaves = self._points[id]
+            yield copy.deepcopy(body), {name: _copies(tree) for name, tree in leaves.items()}
 
     def clear_resume(self, id: str) -> None:
         """Forget the resume point of a checkpoint."""
@@ -230,6 +229,19 @@ class _MemoryLog:
         record = encode(len(self.records), self.head, kind, body)
         self._keep(record)
         return record
+
+    append_soon = append  # nothing is waited for
+
+    def append_all(self, bodies: Sequence[tuple[str, dict[str, Any]]]) -> list[Record]:
+        records, seq, head = list[Record](), len(self.records), self.head
+        if not self._held:
+            raise not_locked(self.id)
+        for kind, body in bodies:
+            records.append(encode(seq + len(records), head, kind, body))
+            head = records[-1].digest
+        for record in records:
+            self._keep(record)
+        return records
 
     def extend(self, records: Sequence[Record]) -> None:
         if not self._held:
