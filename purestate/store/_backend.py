@@ -263,8 +263,13 @@ class Backend(Protocol):
         """
         ...
 
-    def resume_points(self, id: str) -> Iterator[Point | StoreError]:
-        """Yield ``(body, leaves)`` of the resume points of which every byte verifies, newest first, and what is wrong with others."""
+    def load_resume(self, id: str, damaged: list[StoreError] | None = None) -> Point | None:
+        """Return the newest resume point of which every byte verifies, or None.
+
+        Args:
+            id: The checkpoint.
+            damaged: What is wrong with newer ones is appended here.
+        """
         ...
 
     def clear_resume(self, id: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from purestate.errors import CorruptLogError, FormatVersionError, StoreError, StoreWriteError
-from purestate.store._backend import Handle, Leaf, not_found, taken_name
+from purestate.store._backend import Handle, Leaf, Point, not_found, taken_name
 from purestate.store._files import make_folder, must_be_inside, read_file, sync_folder, unique, write_errors, write_file
 from purestate.store._journal import Journal
 from purestate.store._layout import FORMAT_VERSION, Layout, check_id, is_id
@@ -194,9 +194,12 @@ class DiskBackend:
         """Yield what is wrong with an item."""
         return self._items.faults(digest, what, hashed=hashed)
 
-    def warm(self) -> None:
-        """Start the writer process and return at once."""
-        self._writer.warm()
+    def warm(self, size: int = 0) -> None:
+        """Start the writer process and return at once; or get the memory of a resume point."""
+        if size:
+            self._writer.reserve(size)
+        else:
+            self._writer.warm()
 
     # ---------------------------------------------------------------- resume points
 
@@ -209,9 +212,9 @@ class DiskBackend:
         self._prepare()
         return self._resume.save(check_id(id), body, leaves)
 
-    def load_resume(self, id: str) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]] | None:
+    def load_resume(self, id: str, damaged: list[StoreError] | None = None) -> Point | None:
         """Return the newest resume point of which every byte verifies, or None."""
-        return self._resume.load(check_id(id))
+        return self._resume.load(check_id(id), damaged)
 
     def clear_resume(self, id: str) -> None:
         """Remove the resume points of a checkpoint."""

@@ -114,11 +114,13 @@ class MemoryBackend:
         self._points[check_id(id)] = copy.deepcopy(body), {name: _copies(tree) for name, tree in leaves.items()}
         return _Done()
 
-    def resume_points(self, id: str) -> Iterator[Point | StoreError]:
-        """Yield copies of the resume point, if there is one."""
-        if check_id(id) in self._points:
-            body, leaves = self._points[id]
-            yield copy.deepcopy(body), {name: _copies(tree) for name, tree in leaves.items()}
+    def load_resume(self, id: str, damaged: list[StoreError] | None = None) -> Point | None:
+        """Return copies of the resume point, or None."""
+        del damaged
+        if check_id(id) not in self._points:
+            return None
+        body, leaves = self._points[id]
+        return copy.deepcopy(body), {name: _copies(tree) for name, tree in leaves.items()}
 
     def clear_resume(self, id: str) -> None:
         """Forget the resume point of a checkpoint."""
