@@ -10,6 +10,7 @@ Each class subclasses `PureStateError` and the standard exception that a strange
     ├── SetupError(TypeError)              an argument of `setup` (or of a class named there) is wrong
     ├── UnsupportedError(TypeError)        cannot be made pure; says why
     ├── BatchError(ValueError)             a loader or a batch is not what the step needs
+    │   ├── DataChangedError               data is not what it was when the op began, or was cut
     │   └── EmptyLoaderError               a loader without a batch
     ├── MetricError(ValueError)            a metric is unknown or returned something else than a sum
     ├── LossError(ValueError)              the loss cannot be computed from what the module returned
@@ -49,6 +50,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "CorruptItemError",
     "CorruptLogError",
+    "DataChangedError",
     "EmptyLoaderError",
     "FingerprintError",
     "FormatVersionError",
@@ -138,6 +140,10 @@ class BatchError(PureStateError, ValueError):
     step: int | None = None
 
 
+class DataChangedError(BatchError):
+    """Data is not what it was when the op began, or when it was cut."""
+
+
 class EmptyLoaderError(BatchError):
     """A loader gives no batch."""
 
@@ -161,7 +167,10 @@ class NonFiniteLossError(PureStateError, ArithmeticError):
 
 
 class ImpurityError(PureStateError, RuntimeError):
-    """A function that must be pure changed its input, a buffer or a global generator."""
+    """A function that must be pure changed its input, an attribute, a global variable or a generator."""
+
+    path: str | None = None
+    """What it changed, as in ``module.encoder.calls``."""
 
 
 class HiddenStateError(ImpurityError):

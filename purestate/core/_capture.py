@@ -20,6 +20,7 @@ import optree
 import torch
 from torch import Tensor, fx
 
+from purestate.core._guard import FIRST, Guard, GuardMode, exact
 from purestate.core._hash import leaf_hash
 from purestate.core._hidden import Attributes
 from purestate.core._kept import Kept, Kinds, Known
@@ -76,6 +77,8 @@ class Runner:
             costs as much as some hundred small steps, which an evaluation of few batches does not win back.
         kept: What other runners of the same step captured. It is compared at its first call, and where it gives other bits
             now (a global variable that the loss reads has changed) the step is captured anew.
+        guard: Which of the uncaptured calls `Guard` looks at: ``'first'`` for the first of the op, the first of each kind
+            of batch and those that compare, ``'always'`` for all calls, none of which is replayed then, ``'off'`` for none.
 
     Example:
         >>> from torch import nn
@@ -90,8 +93,10 @@ class Runner:
         (1, None)
     """
 
-    def __init__(self, step: Step, *, capture_after: int = 1, kept: Kept | None = None) -> None:
+    def __init__(self, step: Step, *, capture_after: int = 1, kept: Kept | None = None, guard: GuardMode = "first") -> None:
         self.step = step
+        self._guard = None if guard == "off" else Guard(step, guard)
+        self._to_guard = FIRST
         self.notice: str | None = None
         """Why the step runs uncaptured, once that is known. Set at most once."""
         self._capture_after = max(capture_after, 1)
@@ -121,6 +126,7 @@ class Runner:
         self._epoch = n
         if n > 0 and n & (n - 1) == 0:
             self._generation += 1
+            self._to_guard = max(self._to_guard, 1)
 
     def __call__(self, params: Tensors, frozen: Tensors, buffers: Tensors, batch: Any, seed: int) -> StepOutput:
         """Seed the generators and run the step.
@@ -136,9 +142,10 @@ class Runner:
 
         Raises:
             CaptureMismatchError: A replay that had been right before gave other bits than the uncaptured step.
+            ImpurityError: The step moved what is in no state, or depends on such. See `Guard`.
             PureStateError: As the step raises it.
         """
-        if self._off:
+        if self._off and (self._guard is None or not self._to_guard):
             seed_all(seed)
             return self.step(params, frozen, buffers, batch)
         key, leaves = signature_of(batch)
@@ -154,7 +161,38 @@ class Runner:
                 raise
             except RuntimeError as error:
                 raise self._mismatch(f"a replay gave other bits in a shape ({error})") from error
+        if self._guard is not None and self._guard.always:
+            return self._each_call(key, (params, frozen, buffers), batch, seed)
         return self._first_calls(key, (params, frozen, buffers), batch, seed)
+
+    def _each_call(self, key: Any, trees: Trees, batch: Any, seed: int) -> StepOutput:
+        return self._guarded(trees, batch, seed)
+
+    def _guarded(self, trees: Trees, batch: Any, seed: int, before: tuple[Trees, Any] | None = None) -> StepOutput:
+        """Run the step uncaptured under the eyes of the guard, if there is one."""
+        guard = self._guard
+
+        def run() -> StepOutput:
+            seed_all(seed)
+            return self.step(*trees, batch)
+
+        if guard is None:
+            return run()
+        self._to_guard = max(self._to_guard - 1, 0)
+        if not guard.calls or not exact(*trees):
+            return guard(run, lambda _: {}, lambda: None)
+        copies, bits = before or self._copies(trees, batch), self._bits(trees)
+
+        def again() -> Mapping[str, Any] | None:
+            if bits != self._bits(trees):
+                self._kinds.writes = True  # the next call has copies, and can be run again
+                return None
+            own, inputs = self._copies(*copies)
+            seed_all(seed)
+            with warnings.catch_warnings(action="ignore"):
+                return self._seen(self.step(*own, inputs), own)
+
+        return guard(run, lambda output: self._seen(output, trees), again)
 
     def _same_trees(self, *trees: Tensors) -> bool:
         start = 0
@@ -209,6 +247,10 @@ class Runner:
                 return self._compare(entry, trees, batch, seed)
             if entry.calls > 1 and entry.known.calls > self._capture_after:
                 return self._capture(entry, trees, batch, seed)
+            if entry.calls <= FIRST:
+                return self._guarded(trees, batch, seed)
+        if self._guard is not None and self._to_guard:
+            return self._guarded(trees, batch, seed)
         seed_all(seed)
         return self.step(*trees, batch)
 
@@ -217,7 +259,7 @@ class Runner:
         attributes = self._attributes()
         seed_all(seed)
         python = global_states()
-        output = self.step(*trees, batch)
+        output = self._guarded(trees, batch, seed, before)
         after = global_states()
         now = self._attributes()
         try:
@@ -270,7 +312,7 @@ class Runner:
         before, bits = self._copies(trees, batch), self._bits(trees)
         seed_all(seed)
         python = global_states()
-        output = self.step(*trees, batch)
+        output = self._guarded(trees, batch, seed, before)
         after = global_states()
         assert entry.program is not None
         try:

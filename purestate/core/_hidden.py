@@ -1,25 +1,36 @@
 """State that hides: what a module keeps in plain attributes instead of buffers.
 
 A State has the parameters and buffers of a module. A counter, a list or a generator in an attribute is in none of them, so a
-step that moves one is not a function of its inputs, and no captured step. `Attributes` notices.
+step that moves one is not a function of its inputs, and no captured step. `Attributes` notices, `New` makes a module new
+again. What is moved outside of modules is found by `_reach`, and whether a move matters is decided by `_guard`.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
-__all__ = ["Attributes"]
+__all__ = ["Attributes", "New", "walk"]
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _OF_TORCH = frozenset(vars(nn.Module()))
+_CODE = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
 _DEEPEST = 5
+_LONGEST = 10_000
+"""Of a container with more entries than this, its length and the first hundred are looked at."""
+_LARGEST = 1 << 24
+"""Of an array with more bytes than this, some thousand entries are looked at."""
 
 
 class Attributes:
@@ -87,7 +98,7 @@ class Attributes:
         values: dict[str, Any] = {}
         tensors: dict[str, tuple[Tensor, int]] = {}
         for owner in self._owners:
-            for path, value in _walk(owner, "", 0, set()):
+            for path, value in walk(owner, "", 0, set()):
                 if isinstance(value, Tensor):
                     tensors[path] = value, value._version
                 else:
@@ -95,7 +106,64 @@ class Attributes:
         return values, tensors
 
 
-def _walk(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+class New:
+    """The plain attributes of modules as they are when this is made, to lend them out again later.
+
+    Args:
+        *modules: Modules that have not been called yet, with all their submodules. Not modified.
+
+    Example:
+        >>> module = nn.Identity()
+        >>> module.seen = []
+        >>> new = New(module)
+        >>> module.seen.append(1)
+        >>> with new.lent():
+        ...     module.seen
+        []
+        >>> module.seen
+        [1]
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self._modules = [m for module in modules for m in module.modules()]
+        tensors = (t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values()))
+        self._theirs = {id(own): own for own in (*self._modules, *tensors)}
+        self._attributes = self._copied([_plain(m) for m in self._modules])
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Bind copies of the attributes for the length of a ``with`` block, and then again what there was before."""
+        used = [_plain(m) for m in self._modules]
+        self._bind(self._copied(self._attributes))
+        try:
+            yield
+        finally:
+            self._bind(used)
+
+    def _copied(self, attributes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        memo: dict[int, Any] = dict(self._theirs)
+        return [{name: copy.deepcopy(value, memo) for name, value in of.items()} for of in attributes]
+
+    def _bind(self, attributes: list[dict[str, Any]]) -> None:
+        for module, mine in zip(self._modules, attributes, strict=True):
+            for name in _plain(module):
+                del vars(module)[name]
+            vars(module).update(mine)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+
+
+def walk(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield what can move in a value, with its path: tensors as they are, all else in a form that can be compared.
+
+    Args:
+        value: Anything. Of a module its plain attributes and those of its submodules; no parameter and no buffer.
+        path: What the value is called.
+        depth: How deep it lies in other values; there is an end to that.
+        seen: Ids of what was looked at already. Added to.
+    """
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, _VALUES):
@@ -106,12 +174,11 @@ def _walk(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[s
         return
     elif isinstance(value, nn.Module):
         seen.add(id(value))
-        for name, item in vars(value).items():
-            if name not in _OF_TORCH:
-                yield from _walk(item, f"{path}.{name}".lstrip("."), depth + 1, seen)
+        for name, item in _plain(value).items():
+            yield from walk(item, f"{path}.{name}".lstrip("."), depth + 1, seen)
         for name, item in value._modules.items():
             # submodules are no nesting of attributes: however deep they are, they are looked at
-            yield from _walk(item, f"{path}.{name}".lstrip("."), 0, seen)
+            yield from walk(item, f"{path}.{name}".lstrip("."), 0, seen)
     else:
         seen.add(id(value))
         yield from _inside(value, path, depth + 1, seen)
@@ -125,29 +192,54 @@ def _modules(owner: Any) -> Iterator[nn.Module]:
 
 def _inside(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        yield path, len(value)
-        for key, item in value.items():
-            yield from _walk(item, f"{path}[{key!r}]", depth, seen)
+        # the length of a cache grows with every key; what it holds is what counts
+        if len(value) > _LONGEST:
+            yield path, len(value)
+        for key, item in _some(value, value.items()):
+            yield from walk(item, f"{path}[{key!r}]", depth, seen)
     elif isinstance(value, (list, tuple, deque)):
         yield path, len(value)
-        for i, item in enumerate(value):
-            yield from _walk(item, f"{path}[{i}]", depth, seen)
+        for i, item in enumerate(_some(value, value)):
+            yield from walk(item, f"{path}[{i}]", depth, seen)
     elif isinstance(value, (set, frozenset)):
-        yield path, sorted(map(repr, value))
+        yield path, len(value) if len(value) > _LONGEST else sorted(map(repr, value))
     elif isinstance(value, np.ndarray):
-        yield path, (value.dtype.str, value.shape, value.tobytes())
-    elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
-        for name, item in vars(value).items():
-            yield from _walk(item, f"{path}.{name}".lstrip("."), depth, seen)
+        yield path, (value.dtype.str, value.shape, _bytes(value))
+    elif not isinstance(value, _CODE):
+        for name, item in _fields(value):
+            yield from walk(item, f"{path}.{name}".lstrip("."), depth, seen)
+
+
+def _some(container: Collection[Any], items: Any) -> Iterator[Any]:
+    return iter(items) if len(container) <= _LONGEST else islice(items, 100)
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    yield from getattr(value, "__dict__", {}).items()
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            if (field := vars(cls).get(name)) is not None and hasattr(field, "__get__"):
+                try:
+                    yield name, field.__get__(value)
+                except AttributeError:
+                    continue  # a slot that nothing was put into
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    flat = array.reshape(-1) if array.nbytes <= _LARGEST else array.flat[:: max(1, array.size // 4096)]
+    return flat.tobytes() if flat.dtype.hasobject else blake3(np.ascontiguousarray(flat).view(np.uint8).data).digest()
 
 
 def _generator(value: Any) -> Any:
     if isinstance(value, torch.Generator):
-        return value.get_state().numpy().tobytes()
-    if isinstance(value, np.random.Generator):
-        return repr(value.bit_generator.state)
-    if isinstance(value, np.random.RandomState):
-        return repr(value.get_state())
-    if isinstance(value, random.Random):
-        return value.getstate()
-    return None
+        state: Any = value.get_state().numpy().tobytes()
+    elif isinstance(value, np.random.Generator):
+        state = repr(value.bit_generator.state)
+    elif isinstance(value, np.random.RandomState):
+        state = repr(value.get_state())
+    elif isinstance(value, random.Random):
+        state = value.getstate()
+    else:
+        return None
+    return "generator", state

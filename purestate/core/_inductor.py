@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from purestate.core._capture import Entry, Runner, Trees, signature_of
+from purestate.core._guard import GuardMode
 from purestate.core._kept import Kept
 from purestate.core._replay import Layout, Program, Replay
 from purestate.core._step import Step, StepOutput
@@ -36,14 +37,15 @@ class InductorRunner(Runner):
     Args:
         step: From `make_gradient_step`. The runner is its only user.
         kept: What other runners of the same step captured and compiled.
+        guard: As for `Runner`; a call that it looks at runs uncaptured on copies beside the compiled one.
 
     Raises:
         UnsupportedError: When it is called: the step cannot be captured or compiled, and why. It does not run uncompiled
             instead, which would give other bits than were asked for.
     """
 
-    def __init__(self, step: Step, *, kept: Kept | None = None) -> None:
-        super().__init__(step, kept=kept)
+    def __init__(self, step: Step, *, kept: Kept | None = None, guard: GuardMode = "first") -> None:
+        super().__init__(step, kept=kept, guard=guard)
         self._traced: dict[Program, tuple[fx.GraphModule, Layout]] = {}
         self._compiled: dict[Program, Program] = {}
 
@@ -64,6 +66,11 @@ class InductorRunner(Runner):
         for manual_seed in self._seeders:
             manual_seed(seed)
         return entry.replay(trees[2], *signature_of(batch)[1])
+
+    def _each_call(self, key: Any, trees: Trees, batch: Any, seed: int) -> StepOutput:
+        # the guard looks at a step on copies, since the bits are those of the compiled one
+        self._guarded(*self._copies(trees, batch), seed)
+        return self._first_calls(key, trees, batch, seed)
 
     def _write(self, graph: fx.GraphModule, layout: Layout) -> Program:
         traced = copy.deepcopy(graph), layout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from purestate.core._loss import make_objective
 from purestate.core._module import fresh_copy, put_together, take_apart
 from purestate.core._seeds import preserved_generators, seed_all
 from purestate.core._step import make_evaluate_step, make_gradient_step
+from purestate.errors import ImpurityError
 from tests.contracts.zoo import ZOO, Animal
 from tests.helpers import assert_trees_identical, bits
 
@@ -29,7 +31,8 @@ def test_plain_uncaptured_and_captured_agree_to_the_bit(animal: Animal) -> None:
         plain = _plain(module, animal, batches)
         step = make_gradient_step(take_apart(module)[0], _objective(animal))
         uncaptured = _pure(module, batches, lambda *trees, batch, seed: (seed_all(seed), step(*trees, batch))[1])
-        runner = Runner(make_gradient_step(take_apart(module)[0], _objective(animal)))
+        guard = "off" if animal.impure else "first"
+        runner = Runner(make_gradient_step(take_apart(module)[0], _objective(animal)), guard=guard)
         replayed = _pure(module, batches, lambda *trees, batch, seed: runner(*trees, batch, seed))
 
     for i in range(STEPS):
@@ -39,8 +42,22 @@ def test_plain_uncaptured_and_captured_agree_to_the_bit(animal: Animal) -> None:
     assert (animal.why_not or "") in (runner.notice or "")
 
 
-# three keep a state of their own between calls, and a penalty on gradients has none to take
-NOT_EVALUATED = {"generator of its own", "counter attribute", "hidden state in an attribute", "gradient penalty"}
+@pytest.mark.parametrize("guard", ["first", "always"])
+@pytest.mark.parametrize("animal", ZOO, ids=lambda a: a.name)
+def test_the_guard_refuses_what_keeps_a_state_of_its_own_and_nothing_else(animal: Animal, guard: Any) -> None:
+    with preserved_generators():
+        seed_all(0)
+        module, batches = animal.build(), [animal.batch() for _ in range(STEPS)]
+        runner = Runner(make_gradient_step(take_apart(module)[0], _objective(animal)), guard=guard)
+        with pytest.raises(ImpurityError, match=animal.impure) if animal.impure else nullcontext():
+            guarded = _pure(module, batches, lambda *trees, batch, seed: runner(*trees, batch, seed))
+        if not animal.impure:
+            off = Runner(make_gradient_step(take_apart(module)[0], _objective(animal)), guard="off")
+            assert_trees_identical(guarded, _pure(module, batches, lambda *trees, batch, seed: off(*trees, batch, seed)))
+
+
+# a penalty on gradients has none to take
+NOT_EVALUATED = {animal.name for animal in ZOO if animal.impure} | {"gradient penalty"}
 
 FAST_PATH = {"multi-head attention, dropout", "transformer encoder, dropout"}
 

@@ -1,6 +1,7 @@
 """The zoo: modules of every kind that has ever made a pure step differ from ``backward()``, each with a batch and a loss.
 
 A new kind joins by a row in `ZOO`. `why_not` is None where the step is captured, else a piece of the notice.
+`impure` is a piece of the error where the guard refuses it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Animal:
     loss: Callable[[], Any] = nn.CrossEntropyLoss
     loss_fn: Callable[[nn.Module, Any], Any] | None = None
     why_not: str | None = None
+    impure: str | None = None
 
 
 def labels() -> Tensor:
@@ -326,9 +328,27 @@ ZOO = (
     Animal("branch on data", fn(data_dependent, fc=linear), vectors, why_not=_VALUE),
     Animal("shape from data", fn(masked, fc=linear), vectors, why_not="shape that depends on data"),
     Animal("stochastic depth", fn(stochastic_depth, fc=linear, body=body), vectors, why_not=_VALUE),
-    Animal("generator of its own", fn(own_generator, fc=linear), vectors, why_not="attribute 'generator'"),
-    Animal("counter attribute", fn(counting, fc=linear), vectors, why_not="attribute 'calls'"),
-    Animal("hidden state in an attribute", fn(remembering, fc=linear), vectors, why_not="tensor attribute 'hidden'"),
+    Animal(
+        "generator of its own",
+        fn(own_generator, fc=linear),
+        vectors,
+        why_not="attribute 'generator'",
+        impure="drew from module.generator",
+    ),
+    Animal(
+        "counter attribute",
+        fn(counting, fc=linear),
+        vectors,
+        why_not="attribute 'calls'",
+        impure="moved module.calls from 1 to 2",
+    ),
+    Animal(
+        "hidden state in an attribute",
+        fn(remembering, fc=linear),
+        vectors,
+        why_not="tensor attribute 'hidden'",
+        impure="moved module.hidden",
+    ),
     Animal("python's random", fn(lambda m, x: m.fc(x) * random.random(), fc=linear), vectors, why_not="`random`"),
     Animal("numpy's random", fn(lambda m, x: m.fc(x) * float(np.random.rand()), fc=linear), vectors, why_not="numpy's"),
     Animal("numpy inside", fn(lambda m, x: m.fc(x) * float(x.numpy().max()), fc=linear), vectors, why_not=".numpy()"),
