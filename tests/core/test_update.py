@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from purestate.core import _update
+from purestate.core import _long
 from purestate.core._recipe import Clip
 from purestate.core._update import Update
 from tests.helpers import assert_trees_identical
@@ -24,7 +24,9 @@ CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "Adam, decay, amsgrad, maximize": (optim.Adam, {"weight_decay": 0.1, "amsgrad": True, "maximize": True}),
     "Adam foreach": (optim.Adam, {"foreach": True}),
     "Adam fused": (optim.Adam, {"fused": True}),
+    "Adam, decay": (optim.Adam, {"weight_decay": 0.1, "betas": (0.8, 0.99), "eps": 1e-3}),
     "AdamW": (optim.AdamW, {"weight_decay": 0.1}),
+    "AdamW, no decay": (optim.AdamW, {"weight_decay": 0}),
     "Adadelta": (optim.Adadelta, {}),
     "Adagrad": (optim.Adagrad, {"lr_decay": 0.1}),
     "Adamax": (optim.Adamax, {}),
@@ -34,6 +36,9 @@ CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "RMSprop": (optim.RMSprop, {"centered": True, "momentum": 0.9}),
     "Rprop": (optim.Rprop, {}),
     "SGD": (optim.SGD, {}),
+    "SGD, decay": (optim.SGD, {"weight_decay": 0.1}),
+    "SGD, momentum, dampening": (optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
+    "SGD, maximize": (optim.SGD, {"momentum": 0.9, "maximize": True}),
     "SGD nesterov": (optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     "Adafactor": (optim.Adafactor, {}),
 }
@@ -145,6 +150,41 @@ def test_groups_and_options_that_move() -> None:
     assert is_long(compare(make, between=between))
 
 
+@pytest.mark.parametrize("cls", [optim.Adam, optim.AdamW, optim.SGD])
+def test_the_usual_options_are_stepped_without_the_class(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    original = _long.Long._step_as_the_class
+    monkeypatch.setattr(_long.Long, "_step_as_the_class", lambda self: (steps.append(1), original(self)))
+    compare(lambda p: cls(p[:-1], lr=0.01, weight_decay=0.1))
+    assert steps == []
+
+    def between(optimizer: optim.Optimizer, step: int) -> None:
+        optimizer.param_groups[0]["maximize"] = step in (2, 3)
+
+    assert is_long(compare(lambda p: cls(p[:-1], lr=0.01, weight_decay=0.1), between=between))
+    assert len(steps) == 2, "those that ask for something else are the class's own"
+
+
+def test_a_momentum_that_begins_later() -> None:
+    def between(optimizer: optim.Optimizer, step: int) -> None:
+        optimizer.param_groups[0]["momentum"] = 0.9 if step > 2 else 0
+
+    compare(lambda p: optim.SGD(p[:-1], lr=0.01), between=between)
+
+
+def test_counters_stop_where_their_dtype_makes_them() -> None:
+    def make(p: list[nn.Parameter]) -> optim.Optimizer:
+        optimizer = optim.Adam(p[:-1], lr=0.01)
+        for q in p[:-1]:
+            zeros = {slot: torch.zeros_like(q, requires_grad=False) for slot in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[q] = {"step": torch.tensor(2.0**24 - 3), **zeros}
+        return optimizer
+
+    side = compare(make)
+    assert is_long(side)
+    assert side.seen[-1][1]["a"]["step"] == 2**24
+
+
 def test_a_rate_that_becomes_a_tensor() -> None:
     def between(optimizer: optim.Optimizer, step: int) -> None:
         optimizer.param_groups[0]["lr"] = torch.tensor(0.02) if step == 3 else 0.01
@@ -184,12 +224,12 @@ def test_hooks_are_called_whenever_they_come() -> None:
 
 
 def test_other_bits_are_noticed_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _update._Long.step
+    original = _long.Long.step
 
     def step(self: Any, gradients: Any) -> None:
         original(self, gradients)
         self._groups[0]["params"][0][-1] += 1e-6
 
-    monkeypatch.setattr(_update, "_probed", {})
-    monkeypatch.setattr(_update._Long, "step", step)
+    monkeypatch.setattr(_long, "_probed", {})
+    monkeypatch.setattr(_long.Long, "step", step)
     assert not is_long(compare(lambda p: optim.SGD(p[:-1], lr=0.01)))
