@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from blake3 import blake3
 from torch import Tensor, nn
 
 __all__ = ["Attributes", "New", "walk"]
@@ -228,7 +227,7 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _bytes(array: np.ndarray) -> bytes:
     flat = array.reshape(-1) if array.nbytes <= _LARGEST else array.flat[:: max(1, array.size // 4096)]
-    return flat.tobytes() if flat.dtype.hasobject else blake3(np.ascontiguousarray(flat).view(np.uint8).data).digest()
+    return flat.tobytes()
 
 
 def _generator(value: Any) -> Any:

@@ -11,18 +11,21 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from purestate import errors
+
 __all__ = ["Place", "reached"]
 
 _INSTALLED = tuple(
-    str(PurePath(file).parent) for file in (inspect.getfile(random), inspect.getfile(torch), PurePath(__file__).parent)
+    inspect.getfile(module).removesuffix(file)
+    for module, file in ((random, "random.py"), (torch, "__init__.py"), (errors, "errors.py"))
 )
+"""Where the standard library, torch and purestate lie."""
 _PACKAGES = ("site-packages", "dist-packages")
 _BUILT_IN = frozenset({"builtins", "torch", "numpy", "purestate"})
 _MOST = 2_000
