@@ -34,11 +34,13 @@ from purestate.run import MemoryStore as MemoryStore
 from purestate.run import NullStore as NullStore
 from purestate.run import Store as Store
 from purestate.run import Summary as Summary
+from purestate.run import _policy
 from purestate.run import plot_metrics as plot_metrics
 from purestate.run import setup as setup
 from purestate.run._environment import VERSION as _VERSION
 
 __version__ = _VERSION
+keep = _policy
 
 if TYPE_CHECKING:
     from purestate.core._diff import LeafDiff as LeafDiff

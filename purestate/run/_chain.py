@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from purestate.core._plain import decode
 from purestate.errors import CorruptLogError, FormatVersionError, PureStateError
+from purestate.run._policy import Past
 
 __all__ = ["READERS", "Chain", "RecordLike", "Trajectory", "as_recorded"]
 
@@ -27,9 +28,10 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "reset": {"of": list},
     "accept": {"of": int},
     "alias": {"of": int, "digest": str},
+    "drop": {"of": int, "epochs": list},
     **{reader: {"question": dict, "input": str} for reader in READERS},
 }
-"""What records hold that is asked for wherever a log is read. Epochs, of which there are thousands, come when asked for."""
+"""What records hold that is asked for wherever a log is read. Epochs and what is kept of them, thousands, come when asked for."""
 
 _PARENT = {"checkpoint": str, "seq": int, "record": str, "hash": str, "epochs": int}
 
@@ -84,13 +86,18 @@ class Trajectory:
         aliases: Digests of questions that were accepted as the same.
         epochs: The records of its epochs, by number within the op.
         done: The records of its answers, a selection each, oldest first.
+        keeps: The records that keep the state of an epoch beside the answers, by epoch.
+        dropped: Those that were taken back since: the bytes may be there, if something else began from them.
     """
 
     start: RecordLike
     aliases: set[str] = field(default_factory=set[str])
     epochs: dict[int, RecordLike] = field(default_factory=dict[int, RecordLike])
     done: list[RecordLike] = field(default_factory=list[RecordLike])
+    keeps: dict[int, RecordLike] = field(default_factory=dict[int, RecordLike])
+    dropped: dict[int, RecordLike] = field(default_factory=dict[int, RecordLike])
     _history: list[dict[str, float]] = field(default_factory=list[dict[str, float]], repr=False)
+    _seconds: list[float] = field(default_factory=list[float], repr=False)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -135,9 +142,32 @@ class Trajectory:
             self._history.append(_metrics(self.epochs[len(self._history)]))
         return self._history
 
+    def past(self, last: int, watch: str) -> Past:
+        """What a retention policy is told of the epochs up to ``last``, where ``watch`` is watched."""
+        history = self.history()
+        for n in range(len(self._seconds), len(history)):
+            self._seconds.append(_seconds(self.epochs[n]) if n in self.epochs else 0.0)
+        return Past(history[: last + 1], self._seconds[: last + 1], watch, self.higher)
+
+    @property
+    def higher(self) -> frozenset[str]:
+        """The metrics of which higher values are better."""
+        before, after = "metrics.", ".higher_is_better"
+        parts = {name: value for name, value in self.question["parts"].items() if name.startswith(before) and value is True}
+        return frozenset(name.removeprefix(before).removesuffix(after) for name in parts if name.endswith(after))
+
+    def kept_epochs(self) -> set[int]:
+        """The epochs that have a snapshot."""
+        return {int(n) for record in self.done for n in record.body["kept"]} | self.keeps.keys()
+
     def kept(self) -> dict[int, dict[str, Any]]:
-        """The snapshots that its answers kept, by epoch."""
-        return {int(n): snapshot for record in self.done for n, snapshot in record.body["kept"].items()}
+        """The snapshots, by epoch: the last and the best of each answer, and what was kept beside."""
+        found = {n: _snapshot(record) for n, record in self.keeps.items()}
+        return found | {int(n): snapshot for record in self.done for n, snapshot in record.body["kept"].items()}
+
+    def snapshot(self, n: int) -> dict[str, Any] | None:
+        """The snapshot of an epoch, if any record has one: of one that was dropped, the bytes may be gone."""
+        return self.kept().get(n) or (_snapshot(self.dropped[n]) if n in self.dropped else None)
 
 
 class Chain:
@@ -221,6 +251,17 @@ class Chain:
         of, n = record.leading("of", "n")  # there are thousands, of which nobody may look at the rest
         self._by_start[of].epochs[n] = record
 
+    def _on_keep(self, record: RecordLike) -> None:
+        of, n = record.leading("of", "n")  # likewise: a snapshot is long
+        self._by_start[of].keeps[n] = record
+        self._by_start[of].dropped.pop(n, None)
+
+    def _on_drop(self, record: RecordLike) -> None:
+        train = self._by_start[record.body["of"]]
+        for n in record.body["epochs"]:
+            if (kept := train.keeps.pop(n, None)) is not None:
+                train.dropped[n] = kept
+
     def _on_done(self, record: RecordLike) -> None:
         self._by_start[record.body["of"]].done.append(record)
 
@@ -252,6 +293,19 @@ def _must_have_its_fields(record: RecordLike) -> None:
         wrong.append("best")
     if wrong:
         raise TypeError(f"{wrong[0]!r} is of another kind")
+
+
+def _snapshot(record: RecordLike) -> dict[str, Any]:
+    with as_recorded(record):
+        state = record.body["state"]
+        if not isinstance(state["hash"], str):
+            raise TypeError("there is a hash that is none")
+        return state
+
+
+def _seconds(record: RecordLike) -> float:
+    with as_recorded(record):
+        return float(record.body["seconds"])
 
 
 def _metrics(record: RecordLike) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from purestate.core._hash import short
 from purestate.run._chain import as_recorded
 from purestate.run._ledger import Ledger
-from purestate.run._load import answer_of, metrics_of, snapshot_of
+from purestate.run._load import select
 from purestate.store._backend import Leaf
 from purestate.store._report import in_bytes
 
@@ -67,12 +67,9 @@ class SnapshotInfo:
         return "\n".join([head, *(f"  {leaf.path}  {leaf.dtype} {leaf.shape}  {in_bytes(leaf.bytes)}" for leaf in self.leaves)])
 
 
-def inspect(ledger: Ledger, *, op: int | None, best: bool) -> SnapshotInfo:
+def inspect(ledger: Ledger, *, op: int | None, best: bool, epoch: int | None = None) -> SnapshotInfo:
     """Return what a snapshot holds. See `purestate.run._store.Store.inspect`."""
-    train, record = answer_of(ledger, op)
-    snapshot = snapshot_of(record, best=best)
-    metrics = metrics_of(train, record, best=best)
-    epoch = record.body["best"] if best and record.body["best"] is not None else record.body["returned"]
+    found = select(ledger, op=op, best=best, epoch=epoch)
     described: dict[str, dict[str, Leaf]] = {}
 
     def item(digest: str, what: str) -> dict[str, Leaf]:
@@ -81,16 +78,16 @@ def inspect(ledger: Ledger, *, op: int | None, best: bool) -> SnapshotInfo:
         return described[digest]
 
     leaves: list[LeafInfo] = []
-    with as_recorded(record):
-        for name, part in snapshot.items():
+    with as_recorded(found.record):
+        for name, part in found.snapshot.items():
             if name not in ("hash", "key", "counters"):
                 leaves += _leaves(name, part, lambda digest, name=name: item(digest, name))
     return SnapshotInfo(
         id=ledger.id,
-        op=ledger.chain.index(train),
-        epoch=epoch,
-        hash=snapshot["hash"],
-        metrics=metrics,
+        op=ledger.chain.index(found.train),
+        epoch=found.epoch,
+        hash=found.snapshot["hash"],
+        metrics=found.metrics,
         leaves=tuple(leaves),
     )
 

@@ -16,7 +16,7 @@ from purestate.errors import CorruptLogError, MissingSnapshotError
 from purestate.run._ledger import Ledger
 from purestate.store._backend import Backend
 
-__all__ = ["Parent", "ancestors", "first_input", "home", "restore_parent"]
+__all__ = ["Parent", "ancestors", "first_input", "foreign_parent", "home", "restore_parent"]
 
 Parent = Mapping[str, Any]
 
@@ -56,6 +56,18 @@ def ancestors(backend: Backend, parent: Parent | None) -> Iterator[Parent]:
         parent = trains[0].start.body["parent"] if trains else None
 
 
+def foreign_parent(ledger: Ledger) -> dict[str, Any] | None:
+    """Return the parent of a checkpoint's first train, if another checkpoint has it."""
+    if not ledger.chain.trains:
+        return None
+    parent, records = ledger.chain.trains[0].start.body["parent"], ledger.log.records
+    if parent is None:
+        return None
+    # by the record, not by the name, which may be another since
+    own = parent["seq"] < len(records) and records[parent["seq"]].digest == parent["record"]
+    return None if own else parent
+
+
 def restore_parent(backend: Backend, parent: Parent, recipe: Recipe | None, device: torch.device | str = "cpu") -> State:
     """Return the lazy state of a record, as the answer that it is.
 
@@ -74,7 +86,7 @@ def restore_parent(backend: Backend, parent: Parent, recipe: Recipe | None, devi
         record = ledger.log.records[parent["seq"]]
         if record.kind == "epoch":
             train = next((train for train in ledger.chain.trains if train.start.seq == record.body["of"]), None)
-            kept = train.kept().get(record.body["n"]) if train else None
+            kept = train.snapshot(record.body["n"]) if train else None
         else:
             # an answer keeps its best epoch beside what it returned, and a state may be either
             states = [record.body["state"]] if record.kind == "root" else [record.body["out"], *record.body["kept"].values()]

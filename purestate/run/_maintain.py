@@ -13,9 +13,9 @@ from purestate.run._chain import READERS, RecordLike, as_recorded
 from purestate.run._snapshot import items_of as items_of_snapshot
 from purestate.store._backend import Backend
 
-__all__ = ["items_of", "named", "roots", "voided"]
+__all__ = ["items_of", "named", "needed", "roots", "taken_back", "voided"]
 
-_NOTHING = frozenset({"checkpoint", "train", "epoch", "reset", "accept", "alias"})
+_NOTHING = frozenset({"checkpoint", "train", "epoch", "drop", "reset", "accept", "alias"})
 """Kinds of records that name no item."""
 
 
@@ -43,16 +43,39 @@ def voided(records: Iterable[RecordLike]) -> set[int]:
     return {seq for record in records if record.kind == "reset" for seq in _sequence(record)}
 
 
+def taken_back(records: Iterable[RecordLike]) -> set[int]:
+    """Return the numbers of the records that kept an epoch which a later one drops."""
+    kept: dict[tuple[int, int], list[int]] = {}
+    gone: set[int] = set()
+    for record in records:
+        if record.kind in ("keep", "drop"):
+            with as_recorded(record):
+                of = record.body["of"]
+                if record.kind == "keep":
+                    kept.setdefault((of, record.body["n"]), []).append(record.seq)
+                else:
+                    gone |= {seq for n in record.body["epochs"] for seq in kept.pop((of, n), ())}
+    return gone
+
+
 def named(records: Sequence[RecordLike]) -> dict[str, tuple[str, bool]]:
-    """Return the items that the records of a checkpoint name: what each is, and whether a record needs it that is not voided."""
-    gone = voided(records)
+    """Return the items that the records of a checkpoint name: what each is, and whether a record needs it.
+
+    Those that were voided, or whose epoch was dropped, do not.
+    """
+    gone, back = voided(records), taken_back(records)
     found: dict[str, tuple[str, bool]] = {}
     for record in records:
-        needed = _begun(record) not in gone
+        needed = _begun(record) not in gone and record.seq not in back
         for digest, part in items_of(record).items():
             if digest not in found or (needed and not found[digest][1]):
                 found[digest] = (f"{part} of record {record.seq}", needed)
     return found
+
+
+def needed(records: Sequence[RecordLike]) -> set[str]:
+    """Return the items of which somebody would miss one."""
+    return {digest for digest, (_, is_needed) in named(records).items() if is_needed}
 
 
 def roots(backend: Backend, *, with_voided: bool) -> set[str]:
@@ -62,7 +85,8 @@ def roots(backend: Backend, *, with_voided: bool) -> set[str]:
 
     Args:
         backend: The store's.
-        with_voided: Whether voided answers keep their states. What another train began from is kept in any case.
+        with_voided: Whether voided answers keep their states. What another train began from is kept in any case, also the
+            state of an epoch that was dropped.
 
     Raises:
         CorruptLogError: A log is damaged, so nobody knows what it named.
@@ -77,10 +101,10 @@ def roots(backend: Backend, *, with_voided: bool) -> set[str]:
                 begun_from |= _inputs(record)
     keep: set[str] = set()
     for records in logs.values():
-        gone = set[int]() if with_voided else voided(records)
+        gone, back = set[int]() if with_voided else voided(records), taken_back(records)
         for record in records:
             for state, found in _states(record):
-                if _begun(record) not in gone or state in begun_from:
+                if (_begun(record) not in gone and record.seq not in back) or state in begun_from:
                     keep |= found.keys()
     return keep
 
@@ -103,12 +127,14 @@ def _states(record: RecordLike) -> Iterator[tuple[str | None, Mapping[str, str]]
                 yield _state(kept, f"epoch {n}")
             if "input" in body:
                 yield _state(body["input"], "the input")
+        elif kind == "keep":
+            yield _state(body["state"], f"epoch {body['n']}")
         elif kind not in _NOTHING:
             raise FormatVersionError(
                 f"record {record.seq} is of the kind {kind!r}, and this version does not know what such a record needs.",
                 cause="The checkpoint was written by a newer version.",
                 fix="Update purestate.",
-                expected=sorted({*_NOTHING, *READERS, "root", "done"}),
+                expected=sorted({*_NOTHING, *READERS, "root", "keep", "done"}),
                 actual=kind,
             )
 
@@ -122,7 +148,7 @@ def _state(snapshot: Mapping[str, Any], whose: str) -> tuple[str, dict[str, str]
 def _begun(record: RecordLike) -> int:
     """The number by which a reset voids a record."""
     with as_recorded(record):
-        of = record.body["of"] if record.kind == "done" else record.seq
+        of = record.body["of"] if record.kind in ("keep", "done") else record.seq
         if type(of) is not int:
             raise TypeError(f"{of!r} is no number of a record")
         return of

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import torch
 from torch import nn
 
-from purestate.core import _module
 from purestate.core._hash import short
-from purestate.core._recipe import Recipe
 from purestate.core._state import State
-from purestate.errors import MissingSnapshotError, SetupError, StateError
+from purestate.errors import MissingSnapshotError, SetupError
 from purestate.run._answers import counted, op_name
 from purestate.run._checkpoint import Checkpoint
 from purestate.run._ledger import Ledger
-from purestate.run._load import answer_of, load, metrics_of, snapshot_of
+from purestate.run._lineage import foreign_parent
+from purestate.run._load import load, metrics_of, recipe_of, select
 from purestate.store._backend import Backend
 from purestate.store._disk import DiskBackend
 from purestate.store._report import Level
@@ -142,6 +141,7 @@ class _Store:
         *,
         best: bool = False,
         op: int | None = None,
+        epoch: int | None = None,
         like: nn.Module | State | None = None,
         device: torch.device | str | None = None,
     ) -> State:
@@ -151,31 +151,34 @@ class _Store:
             id: The checkpoint.
             best: The best epoch, where the op returned the last one (``load_best=False``).
             op: The number of the train, from 0; the last if left out.
+            epoch: The state after an epoch of that train, which may be in progress, where it is kept: see `Checkpoint.kept`.
             like: A module or a state of the same structure. It says what the module is, and a state also what loss,
                 optimizer and schedulers are. Without it the state can be read, and neither evaluated nor trained on.
             device: Where the tensors go; where ``like`` is, or the CPU.
 
         Raises:
             CheckpointNotFoundError: There is no such checkpoint.
-            MissingSnapshotError: It has no such op, or no finished one.
+            MissingSnapshotError: It has no such op, or no finished one; or the epoch is not kept: says how to compute it again.
+            SetupError: Both ``best`` and ``epoch`` are given.
             TreeMismatchError: ``like`` has another structure.
         """
-        recipe = _recipe_of(like)
+        recipe = recipe_of(like)
         if device is None:
             device = like.device if isinstance(like, State) else "cpu"
-        return load(Ledger(self._backend, id, must_exist=True), recipe, device, op=op, best=best)
+        return load(Ledger(self._backend, id, must_exist=True), recipe, device, op=op, best=best, epoch=epoch)
 
-    def inspect(self, id: str, *, op: int | None = None, best: bool = False) -> SnapshotInfo:
+    def inspect(self, id: str, *, op: int | None = None, best: bool = False, epoch: int | None = None) -> SnapshotInfo:
         """Return what a snapshot holds, without reading a tensor: names, shapes, dtypes, sizes and metrics.
 
         Args:
             id: The checkpoint.
             op: As for `load`.
             best: As for `load`.
+            epoch: As for `load`.
 
         Raises:
             CheckpointNotFoundError: There is no such checkpoint.
-            MissingSnapshotError: It has no such op, or no finished one; or an item is not in the store.
+            MissingSnapshotError: As `load`; or an item is not in the store.
             CorruptItemError: What is noted of an item is not of that item.
 
         Example:
@@ -189,7 +192,7 @@ class _Store:
         """
         from purestate.run._inspect import inspect
 
-        return inspect(Ledger(self._backend, id, must_exist=True), op=op, best=best)
+        return inspect(Ledger(self._backend, id, must_exist=True), op=op, best=best, epoch=epoch)
 
     def check(self, level: Level = "items") -> CheckReport:
         """Look for damage, and change nothing. It may run while others write.
@@ -212,10 +215,10 @@ class _Store:
         """
         if level not in get_args(Level):
             raise SetupError(f"check: level must be one of {get_args(Level)}, got {level!r}.", argument="level")
-        from purestate.run._maintain import items_of
+        from purestate.run._maintain import items_of, needed
         from purestate.store._check import check
 
-        return check(self._backend, items_of, level)
+        return check(self._backend, items_of, level, needed)
 
     def repair(self) -> RepairReport:
         """Mend what can be mended in one way only, and nothing else.
@@ -232,7 +235,9 @@ class _Store:
         return self._backend.repair()
 
     def gc(self, *, dry_run: bool = False, voided: bool = False, timeout: float | None = 60.0) -> GcReport:
-        """Remove the items that no record names: those of deleted checkpoints, and of writers that were killed.
+        """Remove the items that no record names: those of deleted checkpoints, of dropped epochs, of writers that were killed.
+
+        What another train began from stays.
 
         It waits until nobody is between writing an item and the record that names it; training goes on meanwhile. A kill at any
         point leaves every item that a record names. Resume points hold their tensors themselves and are not touched.
@@ -377,7 +382,7 @@ class _Store:
             epochs=sum(record.body["last"] for _, _, record in finished),
             metrics=metrics,
             state=finished[-1][2].body["out"]["hash"] if finished else root.body["state"]["hash"] if root else None,
-            parent=_foreign_parent(ledger),
+            parent=foreign_parent(ledger),
         )
 
 
@@ -401,7 +406,9 @@ class Store(_Store):
     def __init__(self, path: str | Path) -> None:
         self._backend = self._disk = DiskBackend(path)
 
-    def path(self, id: str, subtree: str = "params", *, op: int | None = None, best: bool = False) -> Path:
+    def path(
+        self, id: str, subtree: str = "params", *, op: int | None = None, best: bool = False, epoch: int | None = None
+    ) -> Path:
         """Return the folder of one subtree of a snapshot, which plain Orbax restores.
 
         Args:
@@ -409,14 +416,15 @@ class Store(_Store):
             subtree: ``'params'``, ``'frozen'``, ``'buffers'``, ``'optimizer'``, ``'ema'`` or ``'extra'``.
             op: The number of the train; the last if left out.
             best: As for `load`.
+            epoch: As for `load`.
 
         Raises:
             CheckpointNotFoundError: There is no such checkpoint.
-            MissingSnapshotError: It has no such op, or no finished one; or the snapshot has no item for ``subtree``:
-                small ones live in the record or beside the parameters.
+            MissingSnapshotError: As `load`; or the snapshot has no item for ``subtree``: small ones live in the record or beside
+                the parameters.
         """
         ledger = Ledger(self._backend, id, must_exist=True)
-        snapshot = snapshot_of(answer_of(ledger, op)[1], best=best)
+        snapshot = select(ledger, op=op, best=best, epoch=epoch).snapshot
         digest = snapshot.get(subtree, {}).get("item")
         items = [name for name, part in snapshot.items() if isinstance(part, dict) and "item" in part]
         if digest is None:
@@ -472,28 +480,7 @@ class NullStore(_Store):
         self._backend = NullBackend()
 
 
-def _foreign_parent(ledger: Ledger) -> dict[str, Any] | None:
-    if not ledger.chain.trains:
-        return None
-    parent, records = ledger.chain.trains[0].start.body["parent"], ledger.log.records
-    if parent is None:
-        return None
-    # by the record, not by the name, which may be another since
-    own = parent["seq"] < len(records) and records[parent["seq"]].digest == parent["record"]
-    return None if own else parent
-
-
 def _home(parent: dict[str, Any] | None, homes: Mapping[str, Sequence[str]]) -> str | None:
     """Return the checkpoint that has the record of a parent: the one of the name that it had, or another."""
     found = homes.get(parent["record"], ()) if parent is not None else ()
     return next((id for id in found if parent is not None and id == parent["checkpoint"]), found[0] if found else None)
-
-
-def _recipe_of(like: nn.Module | State | None) -> Recipe | None:
-    if isinstance(like, State):
-        return like.recipe
-    if isinstance(like, nn.Module):
-        return Recipe(_module.take_apart(like)[0])
-    if like is None:
-        return None
-    raise StateError(f"load: like must be a module or a state, got {type(like).__name__}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from purestate.errors import CorruptItemError, CorruptLogError, MissingSnapshotError, StoreError
@@ -13,18 +13,29 @@ from purestate.store._taken import taken
 if TYPE_CHECKING:
     from purestate.store._backend import Backend
 
-__all__ = ["ItemsOf", "check"]
+__all__ = ["ItemsOf", "Needed", "check"]
 
 ItemsOf = Callable[[Record], Mapping[str, str]]
 """Returns the digests of the items that a record names, and what each is to it: ``{'9f2c…': 'params'}``."""
 
+Needed = Callable[[Sequence[Record]], Collection[str]]
+"""Returns the digests of the items that the records of a checkpoint need: of voided answers none, for example."""
+
 _ORDER = ("damaged", "missing", "torn", "foreign", "rubbish")
 
 
-def check(backend: Backend, items_of: ItemsOf, level: Level) -> CheckReport:
-    """Return what is wrong in a store. See `purestate.run._store.Store.check`."""
+def check(backend: Backend, items_of: ItemsOf, level: Level, needed: Needed | None = None) -> CheckReport:
+    """Return what is wrong in a store. See `purestate.run._store.Store.check`.
+
+    Args:
+        backend: Not modified.
+        items_of: Says what a record names.
+        level: How close to look.
+        needed: Says which of what the records of a checkpoint name nobody may miss; all of it if left out.
+    """
     findings: list[Finding] = []
     named: dict[str, str] = {}
+    missed: set[str] = set()
     records = 0
     ids = backend.ids()
     for id in ids:
@@ -39,20 +50,29 @@ def check(backend: Backend, items_of: ItemsOf, level: Level) -> CheckReport:
             findings.append(
                 Finding("torn", _place(id), what, "The next record, or store.repair(), cuts it off and keeps a copy.")
             )
+        here: set[str] = set()
+        before = len(findings)
         for record in log.records:
             try:
                 found = items_of(record)
             except StoreError as error:
                 findings.append(Finding("damaged", f"{_place(id)}, line {record.seq + 1}", error.problem, _REWRITTEN))
                 continue
+            here.update(found)
             for digest, part in found.items():
                 named.setdefault(digest, f"{part} of record {record.seq} of checkpoint {id!r}")
+        try:
+            missed.update(here if needed is None else needed(log.records))
+        except StoreError as error:
+            missed.update(here)
+            findings += [_of_log(id, error)] if len(findings) == before else []
     findings += backend.oddities()
     if level != "records":
         gone = taken(backend.acts())
         for digest, what in named.items():
             faults = backend.faults(digest, what, hashed=level == "bytes")
-            findings += (_of_item(digest, error) for error in faults if not (digest in gone and _is_missing(error)))
+            spared = digest in gone or digest not in missed
+            findings += (_of_item(digest, error) for error in faults if not (spared and _is_missing(error)))
         findings += backend.strays(None if any(finding.kind == "damaged" for finding in findings) else named.keys())
     return CheckReport(level, len(ids), records, len(named), tuple(sorted(findings, key=lambda found: _ORDER.index(found.kind))))
 
