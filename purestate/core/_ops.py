@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from purestate.core._batch import Feed
+from purestate.core._batch import Batches, Feed
 from purestate.core._capture import Runner
 from purestate.core._kept import kept_for
 from purestate.core._key import Key, Tag
@@ -160,7 +160,9 @@ class _Loop:
         size = self._feed.batches
         first, steps = (n - 1) * size + progress.batch, self.warmup * size
         seeds = self.key.fold_in(Tag.STEP).seeds(first, n * size).tolist()
-        with closing(self._feed.epoch(self.key.derive(Tag.ORDER, n), progress.batch)) as batches:
+        where = None if position is None else position.feed
+        with closing(self._feed.epoch(self.key.derive(Tag.ORDER, n), progress.batch, where)) as batches:
+            progress.batches = batches
             for i, (batch, seed) in enumerate(zip(batches, seeds, strict=True), first + 1):
                 lap("data")
                 if warming is not None:
@@ -236,6 +238,7 @@ class _Progress:
         self.lr: list[float] = [] if start is None else start.lr
         self.sums = Sums(loop.metrics) if start is None else start.sums
         self.losses = _Losses(loop.work.epoch + 1, self.batch)
+        self.batches: Batches | None = None
         self.forward_writes = loop.forward_writes
 
     def position(self) -> Position:
@@ -245,8 +248,8 @@ class _Progress:
         self.forward_writes = self._loop.forward_writes
         lr = self.lr or work.rates()
         work.restore_rates()
-        state = work.lend(key=self._loop.key)
-        return Position(self._n, self.batch, None, self.sums.copy(), lr, state)
+        feed = None if self.batches is None else self.batches.position()
+        return Position(self._n, self.batch, feed, self.sums.copy(), lr, work.lend(key=self._loop.key))
 
 
 class _Losses:

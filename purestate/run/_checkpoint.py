@@ -16,6 +16,7 @@ from purestate.core._state import State, require
 from purestate.errors import MetricError, SetupError, StateError
 from purestate.run._answers import Curve, EpochView, History, Summary
 from purestate.run._ask import ask_train
+from purestate.run._cadence import Cadence
 from purestate.run._chain import READERS
 from purestate.run._ledger import Ledger
 from purestate.run._profile import Profile
@@ -102,6 +103,8 @@ class Checkpoint:
         warmup: int = 0,
         metrics: Sequence[MetricLike] = (),
         on_epoch: Callable[[EpochView], object] | None = None,
+        resume_every: str | None = None,
+        resume_budget: float = 0.02,
         progress: bool = True,
         profile: bool = False,
     ) -> State:
@@ -123,6 +126,10 @@ class Checkpoint:
             metrics: Functions ``(y_pred, y_true)`` that return a sum over the batch, or ``(sum, count)``; see `metric`.
             on_epoch: Called with each epoch as `epochs` yields it, recorded ones too. What it raises ends the call; the
                 finished epochs are recorded.
+            resume_every: How often a resume point is written, from which a killed run goes on: ``'60s'``, ``'10min'``,
+                ``'500 steps'``, ``'epoch'``, ``'5 epochs'``. Points are written in the background, two are kept, and none
+                once the op is done. One that is due while the last is not durable yet comes when that is.
+            resume_budget: Where ``resume_every`` is left out: the share of the time that points may cost.
             progress: Whether bars are shown while epochs are computed, where somebody can see them: in a terminal or a
                 notebook.
             profile: Whether a table is printed of where the time went: data, step, optimizer, metrics, validation, saving.
@@ -140,11 +147,14 @@ class Checkpoint:
             StoreLockedError: Another process is writing this checkpoint.
 
         Effects:
-            Records in the log, an epoch each and one for the answer; items in the store; prints one line.
+            Records in the log, an epoch each and one for the answer; items in the store; resume points while it computes;
+            prints one line. On SIGINT and SIGTERM the step is finished and a resume point made durable, and then what
+            they do happens; a second signal happens at once.
         """
         began = time.perf_counter()
         bars = Progress(f"{self.id} train", epochs, shown=progress, epochs=on_epoch is None)
-        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars)
+        cadence = Cadence(resume_every, resume_budget)
+        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars, cadence)
         if profile:
             call.profile = Profile(state.device)
         stream = call.run()
@@ -173,6 +183,8 @@ class Checkpoint:
         patience: int = 0,
         warmup: int = 0,
         metrics: Sequence[MetricLike] = (),
+        resume_every: str | None = None,
+        resume_budget: float = 0.02,
     ) -> Iterator[EpochView]:
         """Train as `train` does, as a stream of epochs. Leaving the loop early ends the op at that epoch.
 
@@ -186,6 +198,8 @@ class Checkpoint:
             patience: As for `train`.
             warmup: As for `train`.
             metrics: As for `train`.
+            resume_every: As for `train`.
+            resume_budget: As for `train`.
 
         Yields:
             The evaluation before the first epoch as number 0 (with ``val_dl``), then each epoch, recorded ones first.
@@ -193,7 +207,8 @@ class Checkpoint:
         """
         began = time.perf_counter()
         bars = Progress(f"{self.id} train", epochs, shown=False)
-        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars)
+        cadence = Cadence(resume_every, resume_budget)
+        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars, cadence)
         try:
             yield from call.run()
         finally:
@@ -350,6 +365,7 @@ class Checkpoint:
         warmup: int,
         metrics: Sequence[MetricLike],
         progress: Progress,
+        cadence: Cadence,
     ) -> Training:
         require(state, "loss", "train")
         require(state, "optimizer", "train")
@@ -380,6 +396,7 @@ class Checkpoint:
             warmup=warmup,
             notify=self._notify,
             progress=progress,
+            cadence=cadence,
         )
 
     def _read(self, ask: Callable[[], Reader]) -> Any:

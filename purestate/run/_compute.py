@@ -7,7 +7,7 @@ records, the best of them follows from the records (`_select`), and what a kille
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -22,7 +22,8 @@ from purestate.run._answers import EpochView
 from purestate.run._chain import Trajectory
 from purestate.run._environment import environment, prepare
 from purestate.run._question import changes
-from purestate.run._resume import ResumePoints
+from purestate.run._resume import Resumed, ResumePoints
+from purestate.run._signals import Deferred
 from purestate.run._snapshot import Items, snapshot
 from purestate.run._stale import accepted, check_appendable
 from purestate.run._training import Training
@@ -40,6 +41,8 @@ class Computation:
     def __init__(self, call: Training) -> None:
         self._call, self._ledger = call, call.ledger
         self._live: ops.Epoch | None = None
+        self._stop = Deferred()
+        self._resumed: dict[str, Any] | None = None
         self._lap: Callable[[str], object] = call.profile.lap if call.profile is not None else lambda phase: None
 
     def run(self) -> Iterator[EpochView]:
@@ -55,7 +58,7 @@ class Computation:
                 train = self._begin()
             elif (yield from call.hit(chain)):  # accepted just now
                 return
-            points = ResumePoints(self._ledger, train, call.state.recipe, call.state.device)
+            points = ResumePoints(self._ledger, train, call.state, call.metrics, call.cadence, self._stop, call.notify)
             try:
                 if not call.choose(train).complete:
                     yield from self._extend(train, points)
@@ -129,37 +132,68 @@ class Computation:
         """Train from the furthest state that is kept until the selection is complete."""
         call = self._call
         self._ledger.backend.warm()
-        call.states |= points.load()
-        for epoch, seconds in self._epochs(train, self._nearest(train, len(train.history()) - 1)):
-            self._live = epoch
-            new = self._record(train, epoch, seconds)
-            choice = call.choose(train)
-            if choice.best == epoch.n:
-                call.states = {epoch.n: epoch.state.own()}
-            points.offer(epoch, choice.best, call.states.get(epoch.n if choice.best is None else choice.best))
-            self._lap("saving")
-            call.progress.update(epoch)
-            if epoch.n > call.reached:
-                call.reached = epoch.n
-                yield call.view(train, epoch.n, epoch.metrics, cached=not new, state=self._state_while_live)
-            if choice.complete and epoch.n >= choice.last:
-                break
-        if self._live is not None:
-            call.states.setdefault(self._live.n, self._live.state)
+        resumed = self._resume(train, points)
+        epochs = self._epochs(train, self._nearest(train, len(train.history()) - 1), resumed, points)
+        with closing(epochs):
+            while True:
+                with self._stop:  # a signal waits until the epoch is recorded, or until the step is done
+                    epoch, seconds = next(epochs)
+                    self._live = epoch
+                    new = self._record(train, epoch, seconds)
+                    choice = call.choose(train)
+                    if choice.best == epoch.n:
+                        call.states = {epoch.n: epoch.state.own()}
+                        points.keep_best(epoch.n, call.states[epoch.n])
+                    points.after(epoch)
+                    self._lap("saving")
+                    call.progress.update(epoch)
+                    if self._stop.pending is not None:
+                        points.leave_after(epoch)
+                if epoch.n > call.reached:
+                    call.reached = epoch.n
+                    yield call.view(train, epoch.n, epoch.metrics, cached=not new, state=self._state_while_live)
+                if choice.complete and epoch.n >= choice.last:
+                    break
+        call.states.setdefault(epoch.n, epoch.state)
         self._live = None
+
+    def _resume(self, train: Trajectory, points: ResumePoints) -> Resumed:
+        """Take the states of a resume point, and say where the train goes on."""
+        call, reached = self._call, len(train.history()) - 1
+        found = points.load()
+        for error in found.damaged:
+            call.notify(f"{error.problem} The resume point before it is used, or the last state that is kept.")
+        call.states |= found.states
+        if (best := call.choose(train).best) in found.states:
+            points.keep_best(best, found.states[best])
+        if (position := found.position) is not None and not self._nearest(train, reached) < position.n <= reached + 1:
+            found.position = None
+        if found.states or found.position is not None or found.damaged:
+            at = [self._nearest(train, reached), 0] if found.position is None else [found.position.n - 1, found.position.batch]
+            self._resumed = {"after": at, "damaged": [error.problem for error in found.damaged]}
+            batches = f" and {at[1]} batches" if at[1] else ""
+            call.notify(f"goes on after epoch {at[0]}{batches}.")
+        return found
 
     def _state_while_live(self, train: Trajectory, n: int) -> State:
         if self._live is not None and self._live.n == n:
             self._call.states.setdefault(n, self._live.state.own())
         return self._call.state_at(train, n)
 
-    def _epochs(self, train: Trajectory, start: int) -> Iterator[tuple[ops.Epoch, float]]:
-        """Yield epochs from core after ``start``, with the seconds that each took."""
+    def _epochs(
+        self, train: Trajectory, start: int, resumed: Resumed | None = None, points: ResumePoints | None = None
+    ) -> Generator[tuple[ops.Epoch, float]]:
+        """Yield epochs from core after ``start``, or from the position on, with the seconds that each took."""
         call = self._call
         self._must_begin_alike(train)
         notices: list[str] = []
         device = call.state.device
-        state = call.state if start == 0 else call.state_at(train, start)
+        position = resumed.position if resumed is not None else None
+        before = resumed.seconds if resumed is not None and position is not None else 0.0
+        if position is not None:
+            state, start = position.state, position.n - 1
+        else:
+            state = call.state if start == 0 else call.state_at(train, start)
         train_dl, val_dl = call.loaders
         with ExitStack() as closed:
             train_feed = call.progress.watch(closed.enter_context(closing(feed(train_dl, device=device))), "train")
@@ -176,6 +210,8 @@ class Computation:
                 watch=call.selection.watch,
                 key=call.state.key,
                 done=start,
+                position=position,
+                keeper=points,
                 notices=notices,
                 lap=self._lap,
             )
@@ -183,7 +219,7 @@ class Computation:
             while True:
                 began = time.perf_counter()
                 epoch = next(epochs)
-                seconds = time.perf_counter() - began
+                seconds, before = before + time.perf_counter() - began, 0.0
                 while notices:
                     call.notify(notices.pop(0))
                 yield epoch, seconds
@@ -205,6 +241,8 @@ class Computation:
             "seconds": seconds,
             "hash": epoch.state.hash,
         }
+        if self._resumed is not None:
+            body["resumed"], self._resumed = self._resumed, None
         self._ledger.append_soon("epoch", body)
         return True
 

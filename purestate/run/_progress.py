@@ -88,9 +88,9 @@ class _Watched:
         self._feed, self._phase, self._progress = feed, phase, progress
         self.batches, self.samples = feed.batches, feed.samples
 
-    def epoch(self, key: Key, start: int = 0) -> Batches:
+    def epoch(self, key: Key, start: int = 0, position: Any = None) -> Batches:
         show = partial(self._progress.phase, self._phase, self.batches)
-        return _Counted(self._feed.epoch(key, start), start, show)
+        return _Counted(self._feed.epoch(key, start, position), start, show)
 
     def close(self) -> None:
         self._feed.close()
@@ -115,6 +115,9 @@ class _Counted:
         elif (seconds := time.monotonic() - self._began) > _PATIENCE:
             self._bar = self._phase(self._n, seconds)
         return batch
+
+    def position(self) -> dict[str, Any] | None:
+        return self._batches.position()
 
     def close(self) -> None:
         if self._bar is not None:

@@ -1,84 +1,132 @@
 """Resume points: what a killed `train` goes on from. Written in the background while it goes on; not records.
 
-A point holds the state after a finished epoch and the best so far. It is offered at the end of every epoch and written when
-the one before is durable and ten times what it took has passed since: so it costs little where epochs are
-short, and every epoch has one where they are long.
+A point holds the working state between two steps, with what the epoch adds up to so far, or after an epoch; and the best
+state so far. When one is due, a thread copies the tensors into shared memory, from which the writer process makes a folder.
+Training waits for the copy only where it is about to change them: not before the next update.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 import torch
 
+from purestate.core._component import Component
+from purestate.core._metrics import Metric, Sums
 from purestate.core._ops import Epoch
-from purestate.core._recipe import Recipe
-from purestate.core._state import State
+from purestate.core._plain import decode, encode
+from purestate.core._position import Position
+from purestate.core._state import COMPONENTS, SUBTREES, Counters, State
+from purestate.core._tree import Leaves, in_order
+from purestate.errors import CorruptItemError, StoreError
+from purestate.run._cadence import Cadence
 from purestate.run._chain import Trajectory
 from purestate.run._ledger import Ledger
-from purestate.run._snapshot import Items, restore, snapshot
+from purestate.run._signals import Deferred
 
-__all__ = ["ResumePoints"]
+__all__ = ["ResumePoints", "Resumed"]
 
-_TIMES_ITS_COST = 10
-"""How many times what a point took must pass before the next: writing takes a tenth of the time at most."""
+Trees = dict[str, dict[str, torch.Tensor]]
+
+
+@dataclass
+class Resumed:
+    """What was found of a `train` that did not end.
+
+    Args:
+        states: States after epochs, by their number.
+        position: The middle of an epoch; None where the point was taken at the end of one.
+        seconds: How long that epoch had taken.
+        damaged: What is wrong with newer points.
+    """
+
+    states: dict[int, State] = field(default_factory=dict[int, State])
+    position: Position | None = None
+    seconds: float = 0.0
+    damaged: list[StoreError] = field(default_factory=list[StoreError])
 
 
 class ResumePoints:
-    """The resume points of one `train` in progress.
+    """The resume points of one `train` in progress; a `purestate.core._position.Keeper`.
 
     Args:
         ledger: Of the checkpoint that it belongs to.
         train: The trajectory.
-        recipe: Its static half.
-        device: Where loaded states go.
+        state: The input of the op: what a point shares with it is not written.
+        metrics: Whose sums a position holds.
+        cadence: When they are due.
+        stop: Signals that wait for the end of a step.
+        notify: Told where the op was left.
     """
 
-    def __init__(self, ledger: Ledger, train: Trajectory, recipe: Recipe | None, device: torch.device) -> None:
-        self._ledger, self._train = ledger, train
-        self._recipe, self._device = recipe, device
-        self._handle: Any = None
-        self._handed = 0.0  # when the last point was handed to the writer, by the monotonic clock
-        self._handing = 0.0  # how many seconds that kept the training waiting
-        self._next = 0.0  # when the next is due
+    def __init__(
+        self,
+        ledger: Ledger,
+        train: Trajectory,
+        state: State,
+        metrics: tuple[Metric, ...],
+        cadence: Cadence,
+        stop: Deferred,
+        notify: Callable[[str], None],
+    ) -> None:
+        self._ledger, self._train, self._input = ledger, train, state
+        self._metrics, self._cadence, self._stop, self._notify = metrics, cadence, stop, notify
+        self._copy: _Copy | None = None
+        self._best: tuple[int, State] | None = None
+        self._reserving: _Copy | None = None
+        self._look = 0.0  # when it is worth a look again whether the last point is durable
+        self._began = time.monotonic()  # the epoch
+        self._keeps = bool(ledger.log.records)
+        cadence.begin(self._began, _size(state))
 
-    def load(self) -> dict[int, State]:
-        """Return the states of the newest point that is whole and belongs to this trajectory, by epoch."""
-        found = self._ledger.backend.load_resume(self._ledger.id)
-        if found is None or found[0]["of"] != self._train.start.digest:
-            return {}
-        body, items = found
-        reader = _Held(items)
-        return {int(n): restore(json, reader, recipe=self._recipe, device=self._device) for n, json in body["states"].items()}
+    def load(self) -> Resumed:
+        """Return what the newest point that is whole and belongs to this trajectory holds."""
+        found = Resumed()
+        point = self._ledger.backend.load_resume(self._ledger.id, found.damaged)
+        if point is None or point[0].get("of") != self._train.start.digest:
+            return found
+        body, trees = point
+        try:
+            found.states = {int(n): self._restored(json, trees) for n, json in body["states"].items()}
+            if "position" in body:
+                found.position, found.seconds = self._position(body["position"], trees), float(body["seconds"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            found.damaged.append(CorruptItemError(f"A resume point of checkpoint {self._ledger.id!r} holds no state: {error!r}."))
+            return Resumed(damaged=found.damaged)
+        return found
 
-    def offer(self, epoch: Epoch, best: int | None, best_state: State | None) -> None:
-        """Write a point for this epoch if it is time for one.
+    def keep_best(self, n: int, state: State) -> None:
+        """Take the state after epoch ``n``, owned, for the best so far."""
+        self._best = (n, state) if n > 0 else None
 
-        Effects:
-            Hands copies to the writer process; they become durable in the background.
-        """
-        if epoch.n == 0 or not self._is_time():
-            return
-        states = {epoch.n: epoch.state} | ({best: best_state} if best is not None and best_state is not None else {})
-        items: Items = {}
-        body: dict[str, Any] = {"of": self._train.start.digest, "states": {}}
-        for n, state in states.items():
-            body["states"][str(n)], more = snapshot(state)
-            items |= more
-        began = time.monotonic()
-        self._handle = self._ledger.backend.save_resume(self._ledger.id, body, items)
-        self._handed, self._handing = began, time.monotonic() - began
+    def between(self, position: Callable[[], Position] | None) -> None:
+        """Take a point if one is due. If a signal waits, take one, wait until it is durable, and let the signal happen."""
+        if self._stop.pending is not None:
+            self._leave(position)
+        elif self._is_due(epoch=False) and position is not None:
+            self._take(position(), first=True)
 
-    def _is_time(self) -> bool:
-        if self._handle is None:
-            return time.monotonic() >= self._next
-        if not self._handle.done():
-            return False
-        self._handle.result()
-        self._next = self._handed + (1 + _TIMES_ITS_COST) * (self._handing + self._handle.seconds)
-        self._handle = None
-        return time.monotonic() >= self._next
+    def after(self, epoch: Epoch) -> None:
+        """Take a point at the end of an epoch, if one is due."""
+        self._began = time.monotonic()
+        if epoch.n > 0 and self._is_due(epoch=True):
+            self._take(epoch)
+
+    def leave_after(self, epoch: Epoch) -> None:
+        """Take a point at the end of an epoch after which a signal will happen."""
+        if epoch.n > 0 and self._keeps:
+            self._take(epoch)
+            self.close()
+        self._say(epoch.n, "")
+
+    def release(self) -> None:
+        """Wait until nobody reads the tensors of a position or of an epoch any more."""
+        if self._copy is not None:
+            self._copy.wait()
 
     def clear(self) -> None:
         """Remove the points: the op is done."""
@@ -87,16 +135,168 @@ class ResumePoints:
 
     def close(self) -> None:
         """Wait until what is on its way is durable."""
+        if self._reserving is not None:
+            self._reserving.wait()
+        if self._copy is not None:
+            copy, self._copy = self._copy, None
+            copy.result()
+
+    def _leave(self, position: Callable[[], Position] | None) -> None:
+        if position is not None and self._keeps:
+            now = position()
+            self._take(now)
+            self.close()
+            self._say(now.n - 1, f" and {now.batch} batches of epoch {now.n}")
+        self._stop.deliver()
+
+    def _say(self, epochs: int, more: str) -> None:
+        if self._keeps:
+            done = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+            self._notify(f"stopped after {done}{more}. Run it again to go on from there.")
+
+    def _is_due(self, *, epoch: bool) -> bool:
+        now = time.monotonic()
+        if self._copy is not None and now >= self._look:
+            self._look = now + _PAUSE
+            if self._copy.is_durable():
+                self._cadence.durable(now, self._copy.seconds)
+                self._copy = None
+        due = self._cadence.due(now, epoch=epoch)
+        return due and self._keeps and self._copy is None
+
+    def _take(self, found: Position | Epoch, *, first: bool = False) -> None:
+        """Hand a point over; its tensors may change after `release`. The first time it may be that only memory is prepared."""
+        self.close()
+        trees: Trees = {}
+        body: dict[str, Any] = {"of": self._train.start.digest, "states": {}}
+        if isinstance(found, Epoch):
+            body["states"][str(found.n)] = self._taken(found.state, trees)
+        else:
+            body["position"] = {"n": found.n, "batch": found.batch, "feed": found.feed, "lr": encode(found.lr)}
+            body["position"]["state"] = self._taken(found.state, trees)
+            body["seconds"] = time.monotonic() - self._began
+        if self._best is not None and str(self._best[0]) not in body["states"]:
+            body["states"][str(self._best[0])] = self._taken(self._best[1], trees)
+        if first and not self._is_reserved(sum(tensor.nbytes + 64 for tree in trees.values() for tensor in tree.values())):
+            return
+
+        def hand_over() -> Any:
+            if isinstance(found, Position):
+                body["position"]["sums"] = encode(found.sums.plain())
+            return self._ledger.backend.save_resume(self._ledger.id, body, trees)
+
+        self._copy = _Copy(hand_over)
+        self._cadence.taken(time.monotonic())
+
+    def _is_reserved(self, size: int) -> bool:
+        """Whether the memory is there: filling fresh memory takes several times as long as filling it again."""
+        if self._reserving is None:
+            self._reserving = _Copy(lambda: self._ledger.backend.warm(size))
+        return self._reserving.is_durable()
+
+    def _taken(self, state: State, trees: Trees) -> dict[str, Any]:
+        """Note a state without hashing it; what it shares with the op's input is in no point."""
+        json: dict[str, Any] = {"key": [state.key.hi, state.key.lo], "counters": [state.counters.epoch, state.counters.step]}
+        for name in (*SUBTREES, "ema"):
+            leaves: Leaves | None = getattr(state, name)
+            if leaves is not None and leaves is not getattr(self._input, name):
+                # buffers change with the next forward, for which nobody waits
+                json[name] = _put(leaves.own() if name == "buffers" else leaves, trees)
+        for name in (*COMPONENTS, "extra"):
+            component: Component | None = getattr(state, name)
+            if component is not None and component is not getattr(self._input, name):
+                assert isinstance(component.leaves, Leaves)
+                json[name] = {"skeleton": component.skeleton} | _put(component.leaves, trees)
+        return json
+
+    def _restored(self, json: dict[str, Any], trees: Trees) -> State:
+        fields: dict[str, Any] = {"counters": Counters(*json["counters"]), "key": type(self._input.key)(*json["key"])}
+        device = self._input.device
+        for name in (*SUBTREES, "ema"):
+            if name in json:
+                fields[name] = Leaves(_got(json[name], trees, device), name)
+        for name in (*COMPONENTS, "extra"):
+            if name in json:
+                fields[name] = Component(json[name]["skeleton"], Leaves(_got(json[name], trees, device), name))
+        return self._input.based(**fields)
+
+    def _position(self, json: dict[str, Any], trees: Trees) -> Position:
+        state = self._restored(json["state"], trees)
+        sums = Sums.from_plain(decode(json["sums"]), self._metrics, self._input.device)
+        return Position(json["n"], json["batch"], json["feed"], sums, decode(json["lr"]), state)
+
+
+_PAUSE = 0.005
+"""Seconds between two looks at whether a point is durable: each asks the kernel."""
+
+
+class _Copy:
+    """A thread that hands a point over."""
+
+    def __init__(self, hand_over: Callable[[], Any]) -> None:
+        self._hand_over = hand_over
+        self._handle: Any = None
+        self._error: BaseException | None = None
+        self._began = time.monotonic()
+        self._handing = 0.0
+        self._thread = Thread(target=self._run, name="purestate-resume", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._handle = self._hand_over()
+        except BaseException as error:  # raised again by whoever waits
+            self._error = error
+        self._handing = time.monotonic() - self._began
+
+    def wait(self) -> None:
+        """Return when the tensors may change."""
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def is_durable(self) -> bool:
+        """Return whether all is done, without waiting.
+
+        Raises:
+            StoreWriteError: It failed.
+        """
+        if self._thread.is_alive():
+            return False
+        if self._error is None and self._handle is not None and not self._handle.done():
+            return False
+        self.result()
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """How long it took from hand-over to durable."""
+        return self._handing + (self._handle.seconds if self._handle is not None else 0.0)
+
+    def result(self) -> None:
+        """Wait until it is durable.
+
+        Raises:
+            StoreWriteError: It failed.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
         if self._handle is not None:
-            handle, self._handle = self._handle, None
-            handle.result()
+            self._handle.result()
 
 
-class _Held:
-    """Items that are in memory already."""
+def _put(leaves: Leaves, trees: Trees) -> dict[str, Any]:
+    name = str(len(trees))
+    trees[name] = dict(leaves)
+    return {"tree": name, "orders": {leaf: list(order) for leaf, order in leaves.orders.items()}}
 
-    def __init__(self, items: Items) -> None:
-        self._items = items
 
-    def get(self, digest: str) -> dict[str, torch.Tensor]:
-        return self._items[digest]
+def _got(json: dict[str, Any], trees: Trees, device: torch.device) -> dict[str, torch.Tensor]:
+    orders = {leaf: tuple(order) for leaf, order in json["orders"].items()}
+    return {leaf: in_order(tensor, orders.get(leaf)).to(device) for leaf, tensor in trees[json["tree"]].items()}
+
+
+def _size(state: State) -> int:
+    """Bytes of a state in training, of which the moments may not be there yet."""
+    params = sum(tensor.nbytes for tensor in state.params.values())
+    return 3 * params + sum(tensor.nbytes for tensor in state.buffers.values())

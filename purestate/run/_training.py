@@ -5,13 +5,14 @@ Nothing here computes, nor imports what computes: on a re-run this file is all t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from purestate.core._metrics import Metric
 from purestate.core._state import State
 from purestate.run._answers import EpochView, Summary, as_history
+from purestate.run._cadence import Cadence
 from purestate.run._chain import Chain, RecordLike, Trajectory
 from purestate.run._ledger import Ledger
 from purestate.run._profile import Profile
@@ -38,6 +39,7 @@ class Training:
         warmup: Epochs of linear warm-up.
         notify: Shown what the user should be told once.
         progress: Shows how far it has come.
+        cadence: When resume points are due.
         profile: Adds up where the time goes, if anybody asks.
     """
 
@@ -47,10 +49,11 @@ class Training:
     question: Question
     ask: Callable[[], Question]
     selection: Selection
-    metrics: Sequence[Metric]
+    metrics: tuple[Metric, ...]
     warmup: int
     notify: Callable[[str], None]
     progress: Progress
+    cadence: Cadence
     profile: Profile | None = None
     result: State | None = None
     computed: int = 0
