@@ -41,6 +41,9 @@ from purestate.errors import CaptureMismatchError, StateError
 __all__ = ["Entry", "Runner", "Tensors", "Trees", "signature_of"]
 
 _MOST_SIGNATURES = 8
+_OTHERS_AFTER = 200
+"""Calls after which another kind of batch is captured than the first: capturing costs as much as hundreds of small steps, which
+the short batch at the end of each epoch does not win back."""
 _OTHER_SEED = 0x9E3779B97F4A7C15
 _PLAIN = (int, float, str, bool, bytes, type(None))
 Tensors = Mapping[str, Tensor]
@@ -75,6 +78,7 @@ class Runner:
         step: From `make_gradient_step` or `make_evaluate_step`. The runner is its only user.
         capture_after: How many calls with a kind of batch run uncaptured before it is captured, at least 1. Capturing
             costs as much as some hundred small steps, which an evaluation of few batches does not win back.
+        others_after: The same for all kinds of batches after the first that was captured; some hundred if left out.
         kept: What other runners of the same step captured. It is compared at its first call, and where it gives other bits
             now (a global variable that the loss reads has changed) the step is captured anew.
         guard: Which of the uncaptured calls `Guard` looks at: ``'first'`` for the first of the op, the first of each kind
@@ -93,13 +97,22 @@ class Runner:
         (1, None)
     """
 
-    def __init__(self, step: Step, *, capture_after: int = 1, kept: Kept | None = None, guard: GuardMode = "first") -> None:
+    def __init__(
+        self,
+        step: Step,
+        *,
+        capture_after: int = 1,
+        others_after: int | None = None,
+        kept: Kept | None = None,
+        guard: GuardMode = "first",
+    ) -> None:
         self.step = step
         self._guard = None if guard == "off" else Guard(step, guard)
         self._to_guard = FIRST
         self.notice: str | None = None
         """Why the step runs uncaptured, once that is known. Set at most once."""
         self._capture_after = max(capture_after, 1)
+        self._others_after = max(_OTHERS_AFTER if others_after is None else others_after, self._capture_after)
         self._kept = kept if kept is not None else Kept()
         self._kinds = Kinds()
         self._entries: dict[Any, Entry] = {}
@@ -245,7 +258,7 @@ class Runner:
             entry.known.calls += 1
             if entry.replay is not None:
                 return self._compare(entry, trees, batch, seed)
-            if entry.calls > 1 and entry.known.calls > self._capture_after:
+            if entry.calls > 1 and entry.known.calls > (self._others_after if self.captured else self._capture_after):
                 return self._capture(entry, trees, batch, seed)
             if entry.calls <= FIRST:
                 return self._guarded(trees, batch, seed)

@@ -45,7 +45,7 @@ class InductorRunner(Runner):
     """
 
     def __init__(self, step: Step, *, kept: Kept | None = None, guard: GuardMode = "first") -> None:
-        super().__init__(step, kept=kept, guard=guard)
+        super().__init__(step, others_after=1, kept=kept, guard=guard)
         self._traced: dict[Program, tuple[fx.GraphModule, Layout]] = {}
         self._compiled: dict[Program, Program] = {}
 

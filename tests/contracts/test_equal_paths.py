@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import purestate as ps
+from purestate.core import _capture as capture
 from purestate.core import _kept as kept
 from purestate.core import _ops as ops
 from purestate.core._capture import Runner
@@ -172,6 +173,7 @@ def test_captured_uncaptured_and_both_ways_to_batches_end_on_the_same_hash(kind:
     tensors = data(kind)
     s0 = start(kind)
     monkeypatch.setattr(ops, "_CAPTURE_EVALUATION", 2)
+    monkeypatch.setattr(capture, "_OTHERS_AFTER", 1)
     monkeypatch.setattr(kept, "_templates", type(kept._templates)())
     captured = {dataset: train(s0, dataset, tensors) for dataset in (TensorDataset, Slow)}
     replays: list[int] = []

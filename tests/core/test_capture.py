@@ -90,15 +90,23 @@ def test_the_generators_are_those_of_an_uncaptured_call_while_capturing_and_comp
 
 
 def test_each_kind_of_batch_is_captured_by_itself_after_its_first_call() -> None:
-    runner, trees = runner_of(build(Linear))
+    runner, trees = runner_of(build(Linear), others_after=1)
     sizes = [8, 8, 5, 8, 5, 5, 5, 8]
     outputs = run(runner, trees, [batch(n, seed=i) for i, n in enumerate(sizes)])
     assert [o.size for o in outputs] == sizes
     assert runner.captured == 2
 
 
+def test_other_kinds_of_batches_than_the_first_are_captured_when_there_were_many() -> None:
+    runner, trees = runner_of(build(Linear), others_after=3)
+    run(runner, trees, [batch(n) for n in (8, 5, 8, 5, 8, 5)])
+    assert runner.captured == 1
+    run(runner, trees, [batch(5)])
+    assert runner.captured == 2
+
+
 def test_batches_of_too_many_kinds_are_run_as_they_are() -> None:
-    runner, trees = runner_of(build(Linear))
+    runner, trees = runner_of(build(Linear), others_after=1)
     run(runner, trees, [batch(n) for n in range(1, 11) for _ in range(2)])
     assert runner.captured == 8
     assert "more than 8 kinds" in str(runner.notice)
@@ -131,7 +139,7 @@ def test_other_trees_of_the_same_kind_are_used_and_those_of_another_kind_capture
 def test_plain_values_are_part_of_the_kind_of_a_batch() -> None:
     template, *trees = take_apart(build(Linear))
     objective = make_objective(loss_fn=lambda m, b: F.cross_entropy(m(b["x"]) * b["scale"], b["y"]))
-    runner = Runner(make_gradient_step(template, objective))
+    runner = Runner(make_gradient_step(template, objective), others_after=1)
     x, y = batch()
     scales = [1.0, 2.0] * 4
     losses = [o.loss.item() for o in run(runner, trees, [{"x": x, "y": y, "scale": s, "name": "a"} for s in scales])]
