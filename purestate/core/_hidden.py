@@ -8,13 +8,14 @@ again. What is moved outside of modules is found by `_reach`, and whether a move
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ __all__ = ["Attributes", "New", "walk"]
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _OF_TORCH = frozenset(vars(nn.Module()))
-_CODE = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
+_CODE = (type, FunctionType, BuiltinFunctionType, ModuleType)
 _DEEPEST = 5
 _LONGEST = 10_000
 """Of a container with more entries than this, its length and the first hundred are looked at."""
@@ -204,6 +205,12 @@ def _inside(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple
         yield path, len(value) if len(value) > _LONGEST else sorted(map(repr, value))
     elif isinstance(value, np.ndarray):
         yield path, (value.dtype.str, value.shape, _bytes(value))
+    elif isinstance(value, MethodType):
+        yield from walk(value.__self__, path, depth, seen)
+    elif isinstance(value, functools.partial):
+        bound = cast("functools.partial[Any]", value)
+        yield from walk((*bound.args, *bound.keywords.values()), f"{path}.args", depth, seen)
+        yield from walk(bound.func, path, depth, seen)
     elif not isinstance(value, _CODE):
         for name, item in _fields(value):
             yield from walk(item, f"{path}.{name}".lstrip("."), depth, seen)

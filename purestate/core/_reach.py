@@ -28,6 +28,7 @@ _INSTALLED = tuple(
 """Where the standard library, torch and purestate lie."""
 _PACKAGES = ("site-packages", "dist-packages")
 _BUILT_IN = frozenset({"builtins", "torch", "numpy", "purestate"})
+_OF_TORCH = frozenset(vars(nn.Module()))
 _MOST = 2_000
 """Functions, classes and objects that are followed."""
 _DATA = frozenset({"builtins", "collections", "torch", "numpy", "random", "weakref"})
@@ -75,8 +76,9 @@ class _Search:
     def root(self, root: Any, name: str) -> None:
         if isinstance(root, nn.Module):
             for module in root.modules():
-                for value in vars(module).values():
-                    self._code_in(value)
+                for key, value in vars(module).items():
+                    # what is bound in an attribute is the module's own, and looked at with it; hooks are torch's
+                    self._code_in(value, bound=key in _OF_TORCH)
                 self.follow(type(module))
         else:
             self.value(root, name, (id(root),), lambda: root)
@@ -119,13 +121,13 @@ class _Search:
         self._seen[id(value)] = value  # held, so that its id stays its own
         return True
 
-    def _code_in(self, value: Any) -> None:
+    def _code_in(self, value: Any, *, bound: bool = True) -> None:
         items = list(cast("Mapping[Any, Any]", value).values()) if isinstance(value, Mapping) else value
         for item in items[:100] if isinstance(items, (list, tuple)) else [items]:
             if isinstance(item, (FunctionType, MethodType, functools.partial)) or (
                 type(item).__module__ not in _DATA and not isinstance(item, (torch.Tensor, nn.Module))
             ):
-                self.follow(item)
+                self.follow(item if bound else _unbound(item))
 
     def _partial(self, value: functools.partial[Any]) -> None:
         self.follow(value.func)
@@ -138,8 +140,17 @@ class _Search:
         space = function.__globals__
         for key in names & space.keys():
             self._global(space, key, names)
+        self._variables(function, name, names)
+        self._arguments(function, name)
+
+    def _variables(self, function: FunctionType, name: str, names: set[str]) -> None:
         for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self.value(_of_cell(cell), f"the variable {key!r} of {name}", (id(cell),), functools.partial(_of_cell, cell))
+            value = _of_cell(cell)
+            if isinstance(value, ModuleType):
+                self._inner(value, names)
+            self.value(value, f"the variable {key!r} of {name}", (id(cell),), functools.partial(_of_cell, cell))
+
+    def _arguments(self, function: FunctionType, name: str) -> None:
         arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
         defaults = dict(zip(arguments[::-1], (function.__defaults__ or ())[::-1], strict=False)) | (function.__kwdefaults__ or {})
         for key, item in defaults.items():
@@ -152,14 +163,16 @@ class _Search:
     def _global(self, space: dict[str, Any], key: str, names: set[str]) -> None:
         value = space[key]
         if isinstance(value, ModuleType):
-            if _is_users_module(value):
-                inner = vars(value)
-                for other in names & inner.keys():
-                    if not isinstance(inner[other], ModuleType):
-                        self._global(inner, other, names)
-            return
+            return self._inner(value, names)
         of = space.get("__name__", "?")
         self.value(value, f"the global {key!r} of {of}", (id(space), key), functools.partial(space.get, key))
+
+    def _inner(self, module: ModuleType, names: set[str]) -> None:
+        if _is_users_module(module):
+            space = vars(module)
+            for key in names & space.keys():
+                if not isinstance(space[key], ModuleType):
+                    self._global(space, key, names)
 
     def _class(self, cls: type[Any]) -> None:
         for base in cls.__mro__:
@@ -194,6 +207,12 @@ def _is_users_class(cls: type[Any]) -> bool:
 def _is_users_module(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     return isinstance(file, str) and not file.startswith(_INSTALLED) and not any(folder in file for folder in _PACKAGES)
+
+
+def _unbound(value: Any) -> Any:
+    if isinstance(value, MethodType):
+        return value.__func__
+    return _unbound(cast("functools.partial[Any]", value).func) if isinstance(value, functools.partial) else value
 
 
 def _names(code: CodeType) -> Iterator[str]:
