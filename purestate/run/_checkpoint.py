@@ -19,9 +19,11 @@ from purestate.run._ask import ask_train
 from purestate.run._cadence import Cadence
 from purestate.run._chain import READERS
 from purestate.run._ledger import Ledger
+from purestate.run._policy import Policy
 from purestate.run._profile import Profile
 from purestate.run._progress import Progress
 from purestate.run._readers import Reader, ask_evaluate, ask_find_lr, ask_predict
+from purestate.run._retain import checked, prune
 from purestate.run._select import Selection, unknown_metric
 from purestate.run._shown import as_figure, as_html, as_text, history_of
 from purestate.run._training import Training
@@ -102,6 +104,7 @@ class Checkpoint:
         patience: int = 0,
         warmup: int = 0,
         metrics: Sequence[MetricLike] = (),
+        keep: Policy | None = None,
         on_epoch: Callable[[EpochView], object] | None = None,
         resume_every: str | None = None,
         resume_budget: float = 0.02,
@@ -124,6 +127,9 @@ class Checkpoint:
             warmup: During so many epochs the learning rate rises linearly, step by step, to what it was, and the
                 schedulers are held back.
             metrics: Functions ``(y_pred, y_true)`` that return a sum over the batch, or ``(sum, count)``; see `metric`.
+            keep: The epochs whose states are kept beside the last and the best, as in ``ps.keep.last(3) | ps.keep.every(10)``.
+                Each is durable when it is finished, and dropped when the policy drops it. Of a train that is answered from the
+                log, those that are missing are computed again and compared; what is there stays, see `prune`.
             on_epoch: Called with each epoch as `epochs` yields it, recorded ones too. What it raises ends the call; the
                 finished epochs are recorded.
             resume_every: How often a resume point is written, from which a killed run goes on: ``'60s'``, ``'10min'``,
@@ -154,7 +160,7 @@ class Checkpoint:
         began = time.perf_counter()
         bars = Progress(f"{self.id} train", epochs, shown=progress, epochs=on_epoch is None)
         cadence = Cadence(resume_every, resume_budget)
-        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars, cadence)
+        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence)
         if profile:
             call.profile = Profile(state.device)
         stream = call.run()
@@ -183,6 +189,7 @@ class Checkpoint:
         patience: int = 0,
         warmup: int = 0,
         metrics: Sequence[MetricLike] = (),
+        keep: Policy | None = None,
         resume_every: str | None = None,
         resume_budget: float = 0.02,
     ) -> Iterator[EpochView]:
@@ -198,6 +205,7 @@ class Checkpoint:
             patience: As for `train`.
             warmup: As for `train`.
             metrics: As for `train`.
+            keep: As for `train`. Of epochs that are recorded, those up to which the loop is left are not kept afterwards.
             resume_every: As for `train`.
             resume_budget: As for `train`.
 
@@ -208,7 +216,7 @@ class Checkpoint:
         began = time.perf_counter()
         bars = Progress(f"{self.id} train", epochs, shown=False)
         cadence = Cadence(resume_every, resume_budget)
-        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, bars, cadence)
+        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence)
         try:
             yield from call.run()
         finally:
@@ -302,6 +310,42 @@ class Checkpoint:
         """Lists, an entry an epoch, over all trains of the checkpoint: ``epoch``, losses, metrics, ``lr``, ``seconds``."""
         return history_of(self._ledger)
 
+    @property
+    def kept(self) -> dict[int, list[int]]:
+        """The epochs whose states are kept, by train: the last and the best of its answers, and what ``keep=`` kept."""
+        return {op: sorted(train.kept_epochs()) for op, train in enumerate(self._ledger.refresh().binding())}
+
+    def prune(self, keep: Policy, op: int | None = None) -> dict[int, list[int]]:
+        """Drop the states of epochs that finished trains kept and that a policy does not keep.
+
+        Their records and hashes stay, and so do the last and the best epoch of each answer. `Store.gc` then frees the bytes,
+        except for what another train began from. A dropped state can be computed again: ``ck.train(..., epochs=7)``.
+
+        Args:
+            keep: Which epochs to keep, as in ``ps.keep.last(3)``.
+            op: The number of the train, from 0; all of them if left out.
+
+        Returns:
+            The epochs that were dropped, by train.
+
+        Raises:
+            StateError: There is no such train.
+            MetricError: The policy ranks by a metric that a train does not have.
+
+        Effects:
+            One record a train that had something to drop.
+
+        Example:
+            >>> import purestate as ps, torch
+            >>> s0 = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+            >>> s0 = ps.setup(s0, loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
+            >>> ck = ps.MemoryStore().checkpoint("a", echo=None)
+            >>> s1 = ck.train(s0, [(torch.ones(4, 2), torch.ones(4, 1))], epochs=8, keep=ps.keep.every(2))
+            >>> ck.kept, ck.prune(ps.keep.every(4)), ck.kept
+            ({0: [2, 4, 6, 8]}, {0: [2, 6]}, {0: [4, 8]})
+        """
+        return prune(self._ledger, keep, None if op is None else self._number(op))
+
     def reset(self, op: int | str = 0) -> None:
         """Void a train and those that follow, so that the chain can go on from there; or all answers of a reader.
 
@@ -364,6 +408,7 @@ class Checkpoint:
         patience: int,
         warmup: int,
         metrics: Sequence[MetricLike],
+        keep: Policy | None,
         progress: Progress,
         cadence: Cadence,
     ) -> Training:
@@ -397,6 +442,7 @@ class Checkpoint:
             notify=self._notify,
             progress=progress,
             cadence=cadence,
+            keep=checked(keep, watch, names if val_dl is not None else ()),
         )
 
     def _read(self, ask: Callable[[], Reader]) -> Any:

@@ -23,6 +23,7 @@ from purestate.run._chain import Trajectory
 from purestate.run._environment import environment, prepare
 from purestate.run._question import changes
 from purestate.run._resume import Resumed, ResumePoints
+from purestate.run._retain import Retention
 from purestate.run._signals import Deferred
 from purestate.run._snapshot import Items, snapshot
 from purestate.run._stale import accepted, check_appendable
@@ -62,8 +63,10 @@ class Computation:
             try:
                 if not call.choose(train).complete:
                     yield from self._extend(train, points)
-                yield from call.recorded(train, call.choose(train).last)
-                self._conclude(train)
+                self._keep_missing(train)
+                if not (yield from call.hit(chain)):
+                    yield from call.recorded(train, call.choose(train).last)
+                    self._conclude(train)
                 points.clear()
                 self._lap("saving")
                 self._tell_what_moved()
@@ -132,7 +135,7 @@ class Computation:
         """Train from the furthest state that is kept until the selection is complete."""
         call = self._call
         self._ledger.backend.warm()
-        resumed = self._resume(train, points)
+        resumed, retention = self._resume(train, points), self._retention(train)
         epochs = self._epochs(train, self._nearest(train, len(train.history()) - 1), resumed, points)
         with closing(epochs):
             while True:
@@ -144,6 +147,8 @@ class Computation:
                     if choice.best == epoch.n:
                         call.states = {epoch.n: epoch.state.own()}
                         points.keep_best(epoch.n, call.states[epoch.n])
+                    if retention is not None:
+                        retention.after(epoch.n, epoch.state)
                     points.after(epoch)
                     self._lap("saving")
                     call.progress.update(epoch)
@@ -174,6 +179,34 @@ class Computation:
             batches = f" and {at[1]} batches" if at[1] else ""
             call.notify(f"goes on after epoch {at[0]}{batches}.")
         return found
+
+    def _retention(self, train: Trajectory) -> Retention | None:
+        keep, watch = self._call.keep, self._call.selection.watch
+        # without a record there is a store that keeps nothing
+        return Retention(self._ledger, train, keep, watch) if keep is not None and self._ledger.log.records else None
+
+    def _keep_missing(self, train: Trajectory) -> None:
+        """Compute again what is to be kept and is not, each held against its record.
+
+        Effects:
+            Items in the store and a record for each, durable on return.
+        """
+        call, retention = self._call, self._retention(train)
+        missing = sorted(call.lacking(train, call.choose(train).last)) if retention is not None else []
+        while retention is not None and missing:
+            if self._nearest(train, missing[0]) == missing[0]:
+                n = missing.pop(0)
+                retention.keep(n, call.state_at(train, n))
+                continue
+            with closing(self._epochs(train, self._nearest(train, missing[0]))) as epochs:
+                for epoch, _ in epochs:
+                    self._must_be_recorded(train, epoch)
+                    call.computed += epoch.n > 0
+                    if epoch.n in missing:
+                        missing.remove(epoch.n)
+                        retention.keep(epoch.n, epoch.state)
+                    if not missing or self._nearest(train, missing[0]) > epoch.n:
+                        break
 
     def _state_while_live(self, train: Trajectory, n: int) -> State:
         if self._live is not None and self._live.n == n:

@@ -15,9 +15,11 @@ from purestate.run._answers import EpochView, Summary, as_history
 from purestate.run._cadence import Cadence
 from purestate.run._chain import Chain, RecordLike, Trajectory
 from purestate.run._ledger import Ledger
+from purestate.run._policy import Policy
 from purestate.run._profile import Profile
 from purestate.run._progress import Progress
 from purestate.run._question import Question
+from purestate.run._retain import lacking
 from purestate.run._select import Choice, Selection, choose
 from purestate.run._stale import check_appendable
 
@@ -41,6 +43,7 @@ class Training:
         progress: Shows how far it has come.
         cadence: When resume points are due.
         profile: Adds up where the time goes, if anybody asks.
+        keep: Which epochs are kept beside the last and the best.
     """
 
     ledger: Ledger
@@ -55,6 +58,7 @@ class Training:
     progress: Progress
     cadence: Cadence
     profile: Profile | None = None
+    keep: Policy | None = None
     result: State | None = None
     computed: int = 0
     """How many epochs this call computed."""
@@ -88,20 +92,24 @@ class Training:
 
     def stop(self, chain: Chain) -> bool:
         """Select the epochs that were yielded, and no more. Returns whether that is answered already."""
-        self.selection = replace(self.selection, epochs=self.reached)
+        self.selection, self.keep = replace(self.selection, epochs=self.reached), None  # nothing is computed from here on
         for _ in self.hit(chain):
             pass
         return self.result is not None
 
     def hit(self, chain: Chain) -> Iterator[EpochView]:
-        """Yield the recorded epochs if the answer is recorded. Returns whether it is."""
+        """Yield the recorded epochs if the answer is recorded, and what is to be kept of them. Returns whether it is."""
         train = chain.find(self.question.digest)
         record = train and train.answer(self.selection.json())
-        if train is None or record is None:
+        if train is None or record is None or self.lacking(train, record.body["last"]):
             return False
         yield from self.recorded(train, record.body["last"])
         self.answer(train, record, self.ledger.restore(record.body["out"], self.state.recipe, self.state.device))
         return True
+
+    def lacking(self, train: Trajectory, last: int) -> set[int]:
+        """Return the epochs up to ``last`` that are to be kept and are not."""
+        return set() if self.keep is None else lacking(train, self.keep, last, self.selection.watch)
 
     def answer(self, train: Trajectory, record: RecordLike, state: State) -> None:
         """Set ``result``: a state that knows the record which it is the answer of."""

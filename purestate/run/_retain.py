@@ -1,0 +1,127 @@
+"""What is kept of a `train` beside its answers: what a policy wants of it, and the records that keep and drop epochs.
+
+A `keep` record has the snapshot of one epoch; a `drop` record takes some back, and `Store.gc` then takes their bytes. Which
+epochs those are follows from the records of the epochs (see `_policy`), so that a run which was killed goes on as it would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from purestate.core._state import State
+from purestate.errors import MetricError, SetupError
+from purestate.run._chain import Trajectory
+from purestate.run._ledger import Ledger
+from purestate.run._policy import Policy
+from purestate.run._snapshot import snapshot
+
+__all__ = ["Retention", "checked", "lacking", "prune"]
+
+
+class Retention:
+    """What one call of `train` keeps.
+
+    Args:
+        ledger: Of its checkpoint, whose lock is held.
+        train: The trajectory.
+        policy: Which epochs.
+        watch: What the call watches.
+    """
+
+    def __init__(self, ledger: Ledger, train: Trajectory, policy: Policy, watch: str) -> None:
+        self._ledger, self._train = ledger, train
+        self._policy, self._watch = policy, watch
+
+    def after(self, n: int, state: State) -> None:
+        """Keep the state after a recorded epoch if the policy wants it, and drop what it does not want any more.
+
+        What another policy kept stays: only `prune` drops that.
+
+        Effects:
+            Items in the store and records, durable on return, where there is something to keep or to drop.
+        """
+        train, last = self._train, len(self._train.history()) - 1
+        wanted = _wanted(train, self._policy, {(last, self._watch), *_answered(train)})
+        if n in wanted and n not in train.kept_epochs():
+            self.keep(n, state)
+        gone = [m for m, kept in train.keeps.items() if m not in wanted and kept.body.get("policy") == repr(self._policy)]
+        _drop(self._ledger, train, gone, self._policy)
+
+    def keep(self, n: int, state: State) -> None:
+        """Keep the state after a recorded epoch.
+
+        Effects:
+            Items in the store and a record, durable on return.
+        """
+        taken, items = snapshot(state)
+        self._ledger.put(items)
+        self._ledger.append("keep", {"of": self._train.start.seq, "n": n, "state": taken, "policy": repr(self._policy)})
+
+
+def lacking(train: Trajectory, policy: Policy, last: int, watch: str) -> set[int]:
+    """Return the epochs up to ``last`` that a policy wants and that have no snapshot."""
+    return _wanted(train, policy, {(last, watch)}) - train.kept_epochs()
+
+
+def checked(keep: object, watch: str, computed: Collection[str]) -> Policy | None:
+    """Return what was given as ``keep=`` of a train.
+
+    Args:
+        keep: A policy or None.
+        watch: The metric that is watched.
+        computed: The metrics that are computed on validation data.
+
+    Raises:
+        SetupError: It is something else.
+        MetricError: It ranks by a metric that is not computed.
+    """
+    if keep is None:
+        return None
+    if not isinstance(keep, Policy):
+        raise SetupError(f"train: expected a policy such as ps.keep.last(3), got keep={keep!r}.", argument="keep")
+    _check_ranks(keep, watch, computed, "train")
+    return keep
+
+
+def prune(ledger: Ledger, policy: Policy, op: int | None) -> dict[int, list[int]]:
+    """Drop what a policy does not want of finished trains. See `purestate.run._checkpoint.Checkpoint.prune`."""
+    if not isinstance(policy, Policy):
+        raise SetupError(f"prune: expected a policy such as ps.keep.last(3), got {policy!r}.", argument="keep")
+    with ledger.writing() as chain:
+        finished = [(number, train) for number, train, _ in chain.finished() if op is None or number == op]
+        gone: dict[int, list[int]] = {}
+        for number, train in finished:
+            answered = _answered(train)
+            names = {name.removeprefix("val_") for entry in train.history() for name in entry if name.startswith("val_")}
+            for _, watch in answered:
+                _check_ranks(policy, watch, names, f"prune: train {number}")
+            gone[number] = sorted(train.keeps.keys() - _wanted(train, policy, answered))
+        for number, train in finished:
+            _drop(ledger, train, gone[number], policy)
+    return {number: epochs for number, epochs in gone.items() if epochs}
+
+
+def _wanted(train: Trajectory, policy: Policy, asked: Iterable[tuple[int, str]]) -> set[int]:
+    """The epochs that a policy wants for any of several answers: how far each goes, and what it watches."""
+    return set[int]().union(*(policy.kept(train.past(last, watch)) for last, watch in asked))
+
+
+def _answered(train: Trajectory) -> set[tuple[int, str]]:
+    return {(record.body["last"], record.body["selection"]["watch"]) for record in train.done}
+
+
+def _drop(ledger: Ledger, train: Trajectory, epochs: list[int], policy: Policy) -> None:
+    if epochs:
+        ledger.append("drop", {"of": train.start.seq, "epochs": sorted(epochs), "policy": repr(policy)})
+
+
+def _check_ranks(policy: Policy, watch: str, computed: Collection[str], where: str) -> None:
+    """Raise `MetricError` if a policy ranks by a metric that is not computed on validation data."""
+    for metric in sorted(policy.ranks(watch) - {*computed}):
+        there = f"there is {', '.join(map(repr, sorted(computed)))}" if computed else "there is no validation"
+        raise MetricError(
+            f"{where}: keep={policy!r} ranks by {metric!r}, which is not computed; {there}.",
+            cause="What is best is decided by validation metrics.",
+            fix="Name one that is computed, as in keep.best(2, 'loss'), or keep by number: keep.last(2), keep.every(5).",
+            metric=metric,
+        )
