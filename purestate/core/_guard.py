@@ -16,14 +16,16 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from purestate.core._batch import owned
 from purestate.core._hash import leaf_hash
 from purestate.core._hidden import New, walk
+from purestate.core._loss import tensors_in
 from purestate.core._reach import Place, reached
-from purestate.core._seeds import preserved_generators
-from purestate.core._step import Step
+from purestate.core._seeds import preserved_generators, seed_all
+from purestate.core._step import PredictStep, Step
 from purestate.errors import ImpurityError, SetupError
 
-__all__ = ["FIRST", "Guard", "GuardMode", "check_guard", "exact"]
+__all__ = ["FIRST", "Guard", "GuardMode", "check_guard", "exact", "guarded"]
 
 GuardMode = Literal["first", "always", "off"]
 FIRST = 3
@@ -31,6 +33,7 @@ FIRST = 3
 
 _T = TypeVar("_T")
 _Answer = Mapping[str, Any]
+Tensors = Mapping[str, Tensor]
 
 
 def check_guard(guard: Any, op: str) -> None:
@@ -43,7 +46,7 @@ def check_guard(guard: Any, op: str) -> None:
         )
 
 
-def exact(*trees: Mapping[str, Tensor]) -> bool:
+def exact(*trees: Tensors) -> bool:
     """Return whether a step on these tensors gives the same bits twice: on the CPU, or with deterministic algorithms."""
     on_cpu = all(t.device.type == "cpu" for tree in trees for t in tree.values())
     return on_cpu or torch.are_deterministic_algorithms_enabled()
@@ -214,6 +217,33 @@ class Guard:
         )
 
 
+def guarded(step: PredictStep, mode: GuardMode) -> Callable[..., Any]:
+    """Return ``call(params, frozen, buffers, batch, seed)``, which seeds and predicts, its first calls under a guard.
+
+    Args:
+        step: A prediction step that has not been called yet.
+        mode: As for `Guard`.
+    """
+    guard = None if mode == "off" else Guard(step, mode)
+
+    def call(params: Tensors, frozen: Tensors, buffers: Tensors, batch: Any, seed: int) -> Any:
+        def run(batch: Any) -> Any:
+            seed_all(seed)
+            return step(params, frozen, buffers, batch)
+
+        if guard is None or (guard.calls >= FIRST and not guard.always):
+            return run(batch)
+        before = owned(batch)
+        may_differ = not exact(params, frozen, buffers)
+        return guard(lambda: run(batch), _outputs, lambda: None if may_differ else _outputs(run(owned(before))))
+
+    return call
+
+
+def _outputs(answer: Any) -> dict[str, Any]:
+    return {f"output {i}": _bits(t) for i, t in enumerate(tensors_in(answer))}
+
+
 def _depends(leaf: str, kept: list[str]) -> ImpurityError:
     if kept:
         names = f"{', '.join(kept[:3])}{' and more' if len(kept) > 3 else ''}"
@@ -235,7 +265,10 @@ def _content(look: _Look, path: str) -> Any:
     """What is at a path, so that equal things compare equal."""
     if path not in look.tensors:
         return look.values.get(path)
-    tensor = look.tensors[path][0]
+    return _bits(look.tensors[path][0])
+
+
+def _bits(tensor: Tensor) -> Any:
     kind = tensor.dtype, tensor.shape, tensor.layout, tensor.device
     if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
         return kind

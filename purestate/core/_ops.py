@@ -17,12 +17,12 @@ import torch
 
 from purestate.core._batch import Batches, Feed
 from purestate.core._capture import Runner
+from purestate.core._guard import GuardMode, check_guard, guarded
 from purestate.core._kept import kept_for
 from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums
 from purestate.core._position import Keeper, Position
 from purestate.core._recipe import Recipe
-from purestate.core._seeds import seed_all
 from purestate.core._state import State, require
 from purestate.core._step import make_evaluate_step, make_gradient_step, make_predict_step
 from purestate.core._work import Working, isolated
@@ -80,6 +80,7 @@ def train(
     keeper: Keeper | None = None,
     notices: list[str] | None = None,
     lap: Callable[[str], object] = lambda phase: None,
+    guard: GuardMode = "first",
 ) -> Generator[Epoch]:
     """Train without end, an epoch at each step of the iterator: whoever iterates decides when to stop.
 
@@ -98,19 +99,22 @@ def train(
         notices: What the user should be told once is appended here.
         lap: Called at the end of each phase with its name: ``'data'``, ``'step'``, ``'optimizer'``, ``'metrics'``,
             ``'validation'``.
+        guard: At which steps it is looked whether forward, loss and metrics move what is in no state; see `Guard`.
 
     Yields:
         The evaluation before the first epoch as number 0 (with ``val_feed`` and without ``done``), then every epoch.
 
     Raises:
         NonFiniteLossError: The training loss of an epoch was nan or infinite, with the step.
+        ImpurityError: A step moved what is in no state, or depends on such.
         SetupError: The state lacks a loss or an optimizer, or a plateau scheduler has nothing to watch.
     """
+    check_guard(guard, "train")
     require(state, "loss", "train")
     require(state, "optimizer", "train")
     state.check()
     with isolated(state):
-        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, keeper, notices, lap)
+        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, keeper, notices, lap, guard)
     lap("other")
     if done == 0 and position is None and val_feed is not None:
         with isolated(state):
@@ -139,6 +143,7 @@ class _Loop:
         keeper: Keeper | None,
         notices: list[str] | None,
         lap: Callable[[str], object],
+        guard: GuardMode,
     ) -> None:
         assert state.recipe is not None
         self._lap = lap
@@ -146,7 +151,8 @@ class _Loop:
         self._feed, self._val_feed, self._keeper, self._notices = feed, val_feed, keeper, notices
         self._told: set[str] = set()
         self.work = Working(state)
-        self._train, self._evaluate = _gradient_runner(state.recipe, metrics), _evaluate_runner(state.recipe, metrics)
+        self._train = _gradient_runner(state.recipe, metrics, guard)
+        self._evaluate = _evaluate_runner(state.recipe, metrics, guard)
         if val_feed is None:
             self.work.refuse_metric_schedulers()
 
@@ -284,42 +290,46 @@ class _Losses:
         self._losses.clear()
 
 
-def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = ()) -> dict[str, float]:
+def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = (), guard: GuardMode = "first") -> dict[str, float]:
     """Return the mean loss and metrics of a state over a loader, in eval mode.
 
     Args:
         state: Not modified, not advanced.
         feed: The batches.
         metrics: Computed beside the loss.
+        guard: As for `train`.
 
     Returns:
         ``{'loss': …, 'accuracy': …}``, weighted by samples.
 
     Raises:
         SetupError: The state has no loss.
+        ImpurityError: As for `train`.
     """
+    check_guard(guard, "evaluate")
     recipe = require(state, "loss", "evaluate")
     state.check()
     with isolated(state):
-        runner = _evaluate_runner(recipe, metrics)
+        runner = _evaluate_runner(recipe, metrics, guard)
         return _sweep(
             runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics
         )
 
 
-def _gradient_runner(recipe: Recipe, metrics: Sequence[Metric]) -> Runner:
+def _gradient_runner(recipe: Recipe, metrics: Sequence[Metric], guard: GuardMode) -> Runner:
     step = make_gradient_step(recipe.template, recipe.objective(), metrics)
     kept = kept_for(recipe, metrics, training=True)
     if recipe.compile == "inductor":
         from purestate.core._inductor import InductorRunner
 
-        return InductorRunner(step, kept=kept)
-    return Runner(step, kept=kept)
+        return InductorRunner(step, kept=kept, guard=guard)
+    return Runner(step, kept=kept, guard=guard)
 
 
-def _evaluate_runner(recipe: Recipe, metrics: Sequence[Metric]) -> Runner:
+def _evaluate_runner(recipe: Recipe, metrics: Sequence[Metric], guard: GuardMode) -> Runner:
     step = make_evaluate_step(recipe.template, recipe.objective(), metrics)
-    return Runner(step, capture_after=_CAPTURE_EVALUATION, kept=kept_for(recipe, metrics, training=False))
+    kept = kept_for(recipe, metrics, training=False)
+    return Runner(step, capture_after=_CAPTURE_EVALUATION, kept=kept, guard=guard)
 
 
 def _sweep(
@@ -342,30 +352,40 @@ def _sweep(
     return sums.means()
 
 
-def predict(state: State, feed: Feed) -> list[Any]:
+def predict(state: State, feed: Feed, *, guard: GuardMode = "first") -> list[Any]:
     """Return what the module returns for each batch of a loader, in eval mode.
 
     Args:
         state: Not modified, not advanced.
         feed: The batches. Of a tuple all but the last entry are inputs, if it has more than one.
+        guard: As for `train`.
+
+    Raises:
+        ImpurityError: As for `train`.
     """
+    check_guard(guard, "predict")
     recipe = require(state, "template", "predict")
     state.check()
     objective = recipe.objective() if recipe.has_loss else None
-    step = make_predict_step(recipe.template, objective)
+    step = guarded(make_predict_step(recipe.template, objective), guard)
     params, frozen, buffers = dict(state.params), dict(state.frozen), dict(state.buffers)
     key = state.key.derive(Tag.PREDICT)
     outputs: list[Any] = []
     with isolated(state), closing(feed.epoch(key)) as batches:
         seeds = key.fold_in(Tag.STEP).seeds(0, feed.batches).tolist()
         for batch, seed in zip(batches, seeds, strict=True):
-            seed_all(seed)
-            outputs.append(step(params, frozen, buffers, batch))
+            outputs.append(step(params, frozen, buffers, batch, seed))
     return outputs
 
 
 def find_lr(
-    state: State, feed: Feed, *, min_rate: float = 1e-8, max_rate: float = 1.0, epochs: int = 1
+    state: State,
+    feed: Feed,
+    *,
+    min_rate: float = 1e-8,
+    max_rate: float = 1.0,
+    epochs: int = 1,
+    guard: GuardMode = "first",
 ) -> tuple[list[float], list[float], float | None]:
     """Train on a copy with a learning rate that rises exponentially, one rate a step, and return the losses.
 
@@ -378,10 +398,16 @@ def find_lr(
         min_rate: The first rate.
         max_rate: The last.
         epochs: Over how many epochs the rates are spread.
+        guard: As for `train`.
 
     Returns:
         ``(rates, losses, suggestion)``: the suggestion is where the smoothed loss falls fastest on the logarithmic axis.
+
+    Raises:
+        SetupError: The state lacks a loss or an optimizer, or the rates are no range.
+        ImpurityError: As for `train`.
     """
+    check_guard(guard, "find_lr")
     require(state, "loss", "find_lr")
     recipe = require(state, "optimizer", "find_lr")
     numbers = all(isinstance(rate, (int, float)) for rate in (min_rate, max_rate)) and isinstance(epochs, int)
@@ -396,7 +422,7 @@ def find_lr(
     rates = [min_rate * (max_rate / min_rate) ** (i / max(steps - 1, 1)) for i in range(steps)]
     losses: list[torch.Tensor] = []
     with isolated(state):
-        runner = _gradient_runner(recipe, ())
+        runner = _gradient_runner(recipe, (), guard)
         work = Working(state.replace(recipe=bare, epoch_scheduler=None, step_scheduler=None, origin=state.origin))
         seeds = key.fold_in(Tag.STEP).seeds(0, steps).tolist()
         for n in range(epochs):
