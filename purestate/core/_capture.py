@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from purestate.core._guard import FIRST, Guard, GuardMode, exact
 from purestate.core._hash import leaf_hash
 from purestate.core._hidden import Attributes
-from purestate.core._kept import Kept, Kinds, Known
+from purestate.core._kept import Kept, Kinds, Known, signature_of, tensor_key
 from purestate.core._replay import Layout, Program, Replay, writes_into, written_out
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
 from purestate.core._step import Step, StepOutput
@@ -38,14 +38,13 @@ from purestate.core._watch import (
 )
 from purestate.errors import CaptureMismatchError, StateError
 
-__all__ = ["Entry", "Runner", "Tensors", "Trees", "signature_of"]
+__all__ = ["Entry", "Runner", "Tensors", "Trees"]
 
 _MOST_SIGNATURES = 8
 _OTHERS_AFTER = 200
 """Calls after which another kind of batch is captured than the first: capturing costs as much as hundreds of small steps, which
 the short batch at the end of each epoch does not win back."""
 _OTHER_SEED = 0x9E3779B97F4A7C15
-_PLAIN = (int, float, str, bool, bytes, type(None))
 Tensors = Mapping[str, Tensor]
 Trees = tuple[Tensors, Tensors, Tensors]
 _Expected = tuple[Mapping[str, Any], GlobalStates]
@@ -223,7 +222,7 @@ class Runner:
             raise StateError(
                 "a step takes tensors that require no gradient: it takes the gradient itself.", fix="Give it tensor.detach()."
             )
-        spec = (*map(tuple, trees), *map(_tensor_key, self._flat))
+        spec = (*map(tuple, trees), *map(tensor_key, self._flat))
         if spec != self._spec:
             self._spec = spec
             self._entries = {}
@@ -470,32 +469,6 @@ class Runner:
     def _note(self, text: str) -> None:
         if self.notice is None:
             self.notice = text
-
-
-def signature_of(batch: Any) -> tuple[Any, Sequence[Tensor]]:
-    """Return what kind of batch this is, None if it has no kind, and its tensors."""
-    if type(batch) in (tuple, list) and all(map(_is_plain, batch)):
-        return (type(batch), *map(_tensor_key, batch)), batch
-    leaves, structure = optree.tree_flatten(batch, none_is_leaf=True)
-    key: list[Any] = [structure]
-    tensors: list[Tensor] = []
-    for leaf in leaves:
-        if _is_plain(leaf):
-            key.append(_tensor_key(leaf))
-            tensors.append(leaf)
-        elif type(leaf) in _PLAIN:
-            key.append((type(leaf), leaf))
-        else:
-            return None, ()
-    return tuple(key), tensors
-
-
-def _is_plain(leaf: Any) -> bool:
-    return type(leaf) is Tensor and leaf.layout is torch.strided and not leaf.requires_grad
-
-
-def _tensor_key(t: Tensor) -> Any:
-    return t.shape, t.dtype, t.stride() if t.layout is torch.strided else t.layout, t.device
 
 
 def _digest(value: Any) -> Any:

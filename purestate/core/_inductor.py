@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from purestate.core._capture import Entry, Runner, Trees, signature_of
+from purestate.core._capture import Entry, Runner, Trees
 from purestate.core._guard import GuardMode
-from purestate.core._kept import Kept
+from purestate.core._kept import Kept, signature_of
 from purestate.core._replay import Layout, Program, Replay
 from purestate.core._step import Step, StepOutput
 from purestate.errors import UnsupportedError

@@ -3,6 +3,7 @@
 Kept is what a captured step is made of: operators in order, and constants that the module holds itself. No parameter, buffer
 or batch is. Each op has a step of its own and compares what it finds here with it before it replays (see `_capture`), so
 a wrong entry costs time and no bits. What is kept goes with the template of the recipe, and the oldest of many goes first.
+`signature_of` tells the kinds of batches apart that need a capture each.
 """
 
 from __future__ import annotations
@@ -13,18 +14,48 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from torch import nn
+import optree
+import torch
+from torch import Tensor, nn
 
 from purestate.core._metrics import Metric
 from purestate.core._recipe import Recipe
 from purestate.core._replay import Program
 
-__all__ = ["Kept", "Kinds", "Known", "kept_for"]
+__all__ = ["Kept", "Kinds", "Known", "kept_for", "signature_of", "tensor_key"]
 
 _T = TypeVar("_T")
 _MOST_TEMPLATES = 8
+_PLAIN = (int, float, str, bool, bytes, type(None))
 _MOST = 8
 """Of objectives on a template, of specs of an objective, and of kinds of batches of a spec."""
+
+
+def signature_of(batch: Any) -> tuple[Any, Sequence[Tensor]]:
+    """Return what kind of batch this is, None if it has no kind, and its tensors."""
+    if type(batch) in (tuple, list) and all(map(_is_plain, batch)):
+        return (type(batch), *map(tensor_key, batch)), batch
+    leaves, structure = optree.tree_flatten(batch, none_is_leaf=True)
+    key: list[Any] = [structure]
+    tensors: list[Tensor] = []
+    for leaf in leaves:
+        if _is_plain(leaf):
+            key.append(tensor_key(leaf))
+            tensors.append(leaf)
+        elif type(leaf) in _PLAIN:
+            key.append((type(leaf), leaf))
+        else:
+            return None, ()
+    return tuple(key), tensors
+
+
+def _is_plain(leaf: Any) -> bool:
+    return type(leaf) is Tensor and leaf.layout is torch.strided and not leaf.requires_grad
+
+
+def tensor_key(t: Tensor) -> Any:
+    """Return what two tensors share that one capture can serve."""
+    return t.shape, t.dtype, t.stride() if t.layout is torch.strided else t.layout, t.device
 
 
 @dataclass(slots=True)
