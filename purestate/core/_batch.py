@@ -141,6 +141,16 @@ def _describe(batch: Batch) -> str:
 class Batches(Iterator[Batch], Protocol):
     """The batches of one epoch: an iterator that has to be closed where it is left early (`contextlib.closing`)."""
 
+    def position(self) -> dict[str, Any] | None:
+        """Return what `Feed.epoch` needs to go on behind the batch that was given last, besides its number.
+
+        Asked between two batches, as often as anybody likes: it moves nothing.
+
+        Returns:
+            Plain JSON; None where the number is all there is, before the first batch, and when the epoch has ended.
+        """
+        ...
+
     def close(self) -> object:
         """End the epoch: put generators back, end workers that do not persist. Nothing where it has ended."""
         ...
@@ -163,15 +173,22 @@ class Feed(Protocol):
         """Samples an epoch."""
         ...
 
-    def epoch(self, key: Key, start: int = 0) -> Batches:
+    def epoch(self, key: Key, start: int = 0, position: Any = None) -> Batches:
         """Return the batches of one epoch.
 
         Args:
             key: The epoch's own key: its order, per-sample seeds and worker seeds derive from it.
-            start: The first batch to give. Of a map-style dataset the samples before it are not loaded.
+            start: The first batch to give.
+            position: What `Batches.position` told after the batch before ``start``, in this process or another one. That
+                batch is read again and compared. Of a map-style dataset nothing else before ``start`` is; an iterable one
+                goes on from its own state, or is read again from its beginning. Without a position nothing is compared.
 
         Returns:
-            The batches from ``start`` on. A second epoch of a feed ends the first.
+            The batches from ``start`` on, bit for bit those of the whole epoch. A second epoch of a feed ends the first.
+
+        Raises:
+            DataChangedError: The data is not what it was when the feed was made, or, found when the first batch is asked
+                for, when the position was told.
         """
         ...
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,8 +13,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from purestate.core._batch import Batch, Feed, batch_size, owned, to_device
 from purestate.core._key import Key
-from purestate.data._loader import IterableFeed, MapFeed
+from purestate.data._fingerprint import is_torchdata
+from purestate.data._loader import MapFeed
 from purestate.data._memory import MemoryFeed, in_memory
+from purestate.data._position import Numbered
+from purestate.data._stream import IterableFeed
+from purestate.data._unchanged import Unchanged
 from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
 
 __all__ = ["feed"]
@@ -33,29 +37,31 @@ class ListFeed:
             )
         self._batches = batches
         self._device = device
+        self._unchanged = Unchanged(batches, "list")
         self.batches = len(batches)
         self.samples = sum(map(batch_size, batches))
 
-    def epoch(self, key: Key, start: int = 0) -> Generator[Batch]:
-        """Yield the batches from number ``start`` on."""
-        if len(self._batches) != self.batches:
-            raise BatchError(f"Expected {self.batches} batches, the length of the list before, but it has {len(self._batches)}.")
-        for batch in self._batches[start:]:
-            yield to_device(owned(batch), self._device)
+    def epoch(self, key: Key, start: int = 0, position: None = None) -> Numbered:
+        """Return the batches from number ``start`` on."""
+        self._unchanged.check()
+        return Numbered(to_device(owned(batch), self._device) for batch in self._batches[start:])
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
 
 
-def feed(loader: Any, *, device: torch.device | None = None) -> Feed:
+def feed(loader: Any, *, device: torch.device | None = None, notify: Callable[[str], object] = lambda text: None) -> Feed:
     """Return the feed of a loader.
 
     Args:
-        loader: A `torch.utils.data.DataLoader`, map-style or iterable, or a list or tuple of batches. Never moved.
+        loader: A `torch.utils.data.DataLoader`, map-style or iterable, torchdata's ``StatefulDataLoader``, which is taken
+            for one, or a list or tuple of batches. Never moved.
         device: Where the batches are to be. None and the CPU leave them where they are.
+        notify: Told before batches are read again because an epoch goes on in the middle, and why that has to be.
 
     Raises:
-        UnsupportedError: Something else was given, or the loader's class iterates in its own way.
+        UnsupportedError: Something else was given, the loader's class iterates in its own way, or a
+            ``StatefulDataLoader`` was told to go on in the middle.
         EmptyLoaderError: The loader has no batch.
         HiddenStateError: A sampler holds state that no key can set; some are found when the first epoch is drawn.
 
@@ -74,7 +80,7 @@ def feed(loader: Any, *, device: torch.device | None = None) -> Feed:
     if isinstance(loader, DataLoader):
         _refuse_own_iteration(loader)
         if isinstance(loader.dataset, IterableDataset):
-            return IterableFeed(loader, device)
+            return IterableFeed(loader, device, notify)
         return (MemoryFeed if in_memory(loader) else MapFeed)(loader, device)
     if isinstance(loader, list | tuple):
         return ListFeed(cast("Sequence[Batch]", loader), device)
@@ -87,9 +93,16 @@ def feed(loader: Any, *, device: torch.device | None = None) -> Feed:
 
 def _refuse_own_iteration(loader: DataLoader[Any]) -> None:
     for name in ("__iter__", "__len__", "_get_iterator"):
-        if getattr(type(loader), name) is not getattr(DataLoader, name):
+        owner = next(cls for cls in type(loader).__mro__ if name in vars(cls))
+        if owner is not DataLoader and not is_torchdata(owner):
             raise UnsupportedError(
                 f"Expected a DataLoader, got {type(loader).__qualname__!r}, which has a {name} of its own.",
                 cause="What it does there would be left out, as an op iterates over the dataset with samplers of its own.",
                 fix="Move it to the dataset, the sampler or the collate_fn, or pass list(loader).",
             )
+    if getattr(loader, "next_iter_state", None) is not None:
+        raise UnsupportedError(
+            f"Expected a loader at its beginning, got a {type(loader).__qualname__} that was told to go on in the middle.",
+            cause="An op begins its epochs at their beginning, and goes on from resume points of its own.",
+            fix="Leave load_state_dict() out, or make a new loader.",
+        )

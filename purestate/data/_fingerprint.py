@@ -32,7 +32,7 @@ from purestate.core._tree import layout_text
 from purestate.data._generators import find_generators, generator_state, is_generator, seed_generator, set_generator_state
 from purestate.errors import FingerprintError
 
-__all__ = ["DataPrint", "describe_data"]
+__all__ = ["DataPrint", "describe_data", "is_torchdata"]
 
 Json = Any
 _DECLARES = "__purestate_fingerprint__"
@@ -94,6 +94,11 @@ def describe_data(loader: object, describe: Callable[[Any], Json]) -> DataPrint:
     return DataPrint(survey.kind, survey.parts)
 
 
+def is_torchdata(cls: type) -> bool:
+    """Whether a class is torchdata's own, such as its ``StatefulDataLoader``: a `DataLoader` that tells its position besides."""
+    return cls.__module__.partition(".")[0] == "torchdata"
+
+
 @dataclass(slots=True)
 class _Survey:
     """The parts found so far, and the weakest kind among them."""
@@ -108,7 +113,7 @@ class _Survey:
     def loader(self, loader: DataLoader[Any]) -> None:
         if _declared(self, loader, "loader"):
             return
-        if type(loader) is not DataLoader:
+        if type(loader) is not DataLoader and not is_torchdata(type(loader)):
             self.parts["loader"] = self.code(type(loader), "loader")
             for name in sorted(vars(loader).keys() - vars(DataLoader(range(1))).keys()):  # pyright: ignore[reportArgumentType]
                 self.value(vars(loader)[name], f"loader.{name}")

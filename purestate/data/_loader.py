@@ -1,30 +1,32 @@
 """Batches of any `DataLoader`, loaded by a private one whose randomness comes from the key alone.
 
 Every sample is loaded under seeds of its own (see `_samples`), so that its value does not depend on how many workers load,
-which samples were skipped, or what the training step drew in between.
+which samples were skipped, or what the training step drew in between. Iterable datasets are in `_stream`.
 """
 
 from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterDataPipe, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from purestate.core._batch import Batch, owned, to_device
 from purestate.core._key import Key, Tag
-from purestate.data._order import Order, loader_length
-from purestate.data._samples import MapCollate, MapSamples, Requests, Seeder, StreamSamples, WorkerInit
-from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
+from purestate.data._order import Order
+from purestate.data._position import Given, Numbered, batch_digest
+from purestate.data._samples import MapCollate, MapSamples, Requests, Seeder, WorkerInit
+from purestate.data._unchanged import Unchanged
+from purestate.errors import BatchError, DataChangedError
 
-__all__ = ["IterableFeed", "MapFeed"]
+__all__ = ["MapFeed", "Pass", "Private", "changed", "is_behind"]
 
 
-class _Feed:
-    """What both kinds of loader share: the private loader, one epoch open at a time, the end of the workers."""
+class Private:
+    """What the feeds of both kinds of loader share: the private loader, one epoch open at a time, the end of the workers."""
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | None, samples: Any, **sampling: Any) -> None:
         self._device = device
@@ -32,7 +34,7 @@ class _Feed:
         self._shares = loader.num_workers == 0 and loader.collate_fn is not default_collate
         self._seeder: Seeder = samples.seeder
         self._worker_init = WorkerInit(loader.worker_init_fn)
-        self._open: _Epoch | None = None
+        self._open: Pass | None = None
         self._base_generator = torch.Generator()
         workers = loader.num_workers
         self._loader: DataLoader[Any] = DataLoader(
@@ -49,13 +51,19 @@ class _Feed:
         if workers:
             _WITH_WORKERS.add(self)
 
-    def _start(self, key: Key) -> _Epoch:
+    def _start(self, key: Key) -> Pass:
         if self._open is not None:
             self._open.replace()
         self._worker_init.key = key
         self._base_generator.manual_seed(key.fold_in(Tag.WORKER).seed)
-        self._open = _Epoch(self._loader, self._seeder, self._device, self._shares)
+        self._open = Pass(self._loader, self._seeder, self._go_home)
         return self._open
+
+    def _go_home(self) -> None:
+        """Bring a dataset that a pass in this process moved back to where it was."""
+
+    def _give(self, batch: Batch) -> Batch:
+        return to_device(owned(batch) if self._shares else batch, self._device)
 
     def close(self) -> None:
         """End the open epoch, and the workers."""
@@ -66,8 +74,8 @@ class _Feed:
         self._loader._iterator = None  # pyright: ignore[reportPrivateUsage]
 
 
-class MapFeed(_Feed):
-    """The feed of a map-style loader. See `purestate.data._feed.Feed`.
+class MapFeed(Private):
+    """The feed of a map-style loader. See `purestate.core._batch.Feed`.
 
     The sample at position ``i`` of an epoch is loaded under ``key.derive(Tag.SAMPLE, i)``. A dataset with a
     ``__getitems__`` of its own loads a batch at once, under the seed of the batch's first sample.
@@ -77,6 +85,7 @@ class MapFeed(_Feed):
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | None) -> None:
         self._order = Order(loader)
+        self._unchanged = Unchanged(loader.dataset, "dataset")
         self._requests = Requests()
         self._requests.batched = loader.batch_sampler is not None
         collate_fn: Any = loader.collate_fn
@@ -94,83 +103,67 @@ class MapFeed(_Feed):
         self.batches = self._order.batches
         self.samples = self._order.samples()
 
-    def epoch(self, key: Key, start: int = 0) -> _Epoch:
+    def epoch(self, key: Key, start: int = 0, position: dict[str, Any] | None = None) -> _MapEpoch | Numbered:
         """Return an iterator over the batches of the epoch of a key from number ``start`` on.
 
         Close it where it is left early: with ``num_workers=0`` the process-wide generators are put back when it ends.
         """
+        self._unchanged.check()
+        if is_behind(start, self.batches):
+            return Numbered(())
         order = self._order.draw(key)
-        self._requests.order, self._requests.key, self._requests.start = order, key, start
-        return self._start(key)
+        self._requests.order, self._requests.key = order, key
+        self._requests.start = start if position is None else start - 1
+        return _MapEpoch(self._start(key), self._give, start, position)
 
 
-class IterableFeed(_Feed):
-    """The feed of a loader over an `IterableDataset`. See `purestate.data._feed.Feed`.
+class _MapEpoch(Iterator[Batch]):
+    """The batches of an epoch; where it goes on, the batch before the cut is loaded again and compared."""
 
-    The order is the dataset's own, and depends on the number of workers. Workers are started anew for every epoch, from
-    the dataset as it is in the main process; without workers a dataset that changes while it is iterated over (a list
-    shuffled in place) is changed for the next epoch, which is not noticed. ``start`` loads and drops what it skips.
-    """
+    def __init__(self, batches: Pass, give: Callable[[Batch], Batch], start: int, position: dict[str, Any] | None) -> None:
+        self._batches, self._give = batches, give
+        self._start, self._position = start, position
+        self._compare = position is not None
+        self._given: Given | None = None
 
-    def __init__(self, loader: DataLoader[Any], device: torch.device | None) -> None:
-        if isinstance(loader.dataset, IterDataPipe):
-            pipe = getattr(loader.dataset, "_datapipe", loader.dataset)  # a DataLoader wraps the pipe that it was given
-            raise UnsupportedError(
-                f"Expected a dataset, got the data pipe {type(pipe).__qualname__!r}.",
-                cause="Data pipes share random state among themselves in a way that no key can set.",
-                fix="Write it as an IterableDataset, or give a list of batches.",
-            )
-        self._expected = loader_length(loader) if hasattr(loader.dataset, "__len__") else None
-        self._counts: tuple[int, int] | None = None
-        self._stream = StreamSamples(loader.dataset, Seeder(loader.dataset, loader.collate_fn))
-        super().__init__(
-            loader,
-            device,
-            self._stream,
-            collate_fn=loader.collate_fn,
-            batch_size=loader.batch_size,
-            drop_last=loader.drop_last,
-        )
+    def __next__(self) -> Batch:
+        self._given = None
+        if self._compare:
+            self._compare = False
+            assert self._position is not None
+            expected, again = self._position["digest"], next(self._batches)
+            if expected not in (None, batch_digest(again)):
+                self._batches.close()
+                raise changed(self._start)
+        batch = next(self._batches)
+        self._given, self._position = Given(batch), None
+        return self._give(batch)
 
-    @property
-    def batches(self) -> int:
-        """Batches an epoch: the loader's length; for a dataset without one, counted by going through it once."""
-        if self._expected is None:
-            self._expected = sum(1 for _ in self.epoch(Key(0, 0)))
-        return self._expected
+    def position(self) -> dict[str, Any] | None:
+        """Return the digest of the batch that was given last; before the first, where the epoch was gone on from."""
+        return self._position if self._given is None else {"digest": self._given.digest()}
 
-    @property
-    def samples(self) -> int:
-        """Samples an epoch, as far as the length tells; an incomplete last batch without a length counts in full."""
-        size = self._loader.batch_size or 1
-        dataset: Any = self._stream.dataset
-        if hasattr(dataset, "__len__") and not self._loader.drop_last and self._loader.batch_size is not None:
-            return len(dataset)
-        return self.batches * size
-
-    def epoch(self, key: Key, start: int = 0) -> _Counted:
-        """Return an iterator over the batches of the epoch of a key from number ``start`` on."""
-        self._stream.key = key
-        return _Counted(self._start(key), self._expected, start)
+    def close(self) -> None:
+        """End the epoch: put the generators back, end workers that do not persist."""
+        self._batches.close()
 
 
-class _Epoch(Iterator[Batch]):
+class Pass(Iterator[Any]):
     """One pass over a private loader.
 
     No ``__del__``, unlike a generator function: what the caller's generators held is put back when the pass ends, fails
     or is closed, never at the odd moment at which a traceback that holds it is let go.
     """
 
-    def __init__(self, loader: DataLoader[Any], seeder: Seeder, device: torch.device | None, shares: bool) -> None:
+    def __init__(self, loader: DataLoader[Any], seeder: Seeder, go_home: Callable[[], None]) -> None:
         self._loader = loader
         self._seeder = seeder
-        self._device = device
-        self._shares = shares
+        self._go_home = go_home
         self._batches: Any = None
         self._states: Any = None
         self._closed = self._replaced = False
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         if self._replaced:
             raise BatchError(
                 "Expected one epoch of a feed at a time, but another one was begun before this one ended.",
@@ -182,9 +175,9 @@ class _Epoch(Iterator[Batch]):
             if self._batches is None:
                 if self._loader.num_workers == 0:
                     self._states = self._seeder.states()
+                    self._go_home()
                 self._batches = iter(self._loader)
-            batch = next(self._batches)
-            return to_device(owned(batch) if self._shares else batch, self._device)
+            return next(self._batches)
         except BaseException:
             self.close()
             raise
@@ -199,56 +192,35 @@ class _Epoch(Iterator[Batch]):
         if self._closed:
             return
         self._closed = True
-        if self._states is not None:
-            self._seeder.put_back(self._states)
         if not self._loader.persistent_workers:
             _end_workers(self._batches)
         self._batches = None
+        if self._states is not None:
+            self._go_home()
+            self._seeder.put_back(self._states)
 
 
-class _Counted(Iterator[Batch]):
-    """An epoch whose number of batches must be the expected one, and whose first batches are dropped."""
-
-    def __init__(self, epoch: _Epoch, expected: int | None, start: int) -> None:
-        self._epoch = epoch
-        self._expected = expected
-        self._start = start
-        self._given = 0
-
-    def __next__(self) -> Batch:
-        while True:
-            try:
-                batch = next(self._epoch)
-            except StopIteration:
-                self._check_end()
-                raise
-            self._given += 1
-            if self._expected is not None and self._given > self._expected:
-                self._epoch.close()
-                raise self._mismatch("at least ")
-            if self._given > self._start:
-                return batch
-
-    def close(self) -> None:
-        """End the epoch."""
-        self._epoch.close()
-        self._expected = self._given = 1
-
-    def _check_end(self) -> None:
-        if self._given == 0:
-            raise EmptyLoaderError("Expected a loader with at least one batch, but its dataset gave none.")
-        if self._expected is not None and self._given != self._expected:
-            raise self._mismatch("")
-
-    def _mismatch(self, bound: str) -> BatchError:
-        return BatchError(
-            f"Expected {self._expected} batches, the length of the loader, but it gave {bound}{self._given}.",
-            cause="The dataset's __len__ counts something else, or workers that share it leave incomplete batches.",
-            fix="Let __len__ give what __iter__ yields, or leave __len__ out to have the batches counted.",
+def is_behind(start: int, batches: int) -> bool:
+    """Tell whether an epoch is over before batch ``start``, and raise if it never had so many batches."""
+    if start > batches:
+        raise DataChangedError(
+            f"Expected at least {start} batches, for so many were given before the interruption, but the epoch has {batches}.",
+            cause="The data became shorter.",
+            fix="Bring it back as it was; or begin the epoch again, on the data as it is now.",
         )
+    return start == batches
 
 
-_WITH_WORKERS: weakref.WeakSet[_Feed] = weakref.WeakSet()
+def changed(start: int) -> DataChangedError:
+    """Return the error of an epoch that cannot go on with batch ``start``, for the one before is not what it was."""
+    return DataChangedError(
+        f"Batch {start - 1} of the epoch, read again to go on behind it, is not what was given before the interruption.",
+        cause="The data, the sampler or a transform changed since, or it draws from what no key seeds, such as the clock.",
+        fix="Bring the data back as it was; or begin the epoch again, on the data as it is now.",
+    )
+
+
+_WITH_WORKERS: weakref.WeakSet[Private] = weakref.WeakSet()
 
 
 def _end_workers(batches: Any) -> None:

@@ -22,6 +22,8 @@ from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_f
 from purestate.core._batch import Batch, to_device
 from purestate.core._key import Key
 from purestate.data._order import Order
+from purestate.data._position import Numbered
+from purestate.data._unchanged import Unchanged
 from purestate.errors import BatchError
 
 __all__ = ["MemoryFeed", "in_memory"]
@@ -45,20 +47,24 @@ def in_memory(loader: DataLoader[Any]) -> bool:
 class MemoryFeed:
     """The feed of a loader over tensors in memory. See `purestate.data._feed.Feed`.
 
-    Workers are not used. What the tensors hold is read when a batch is made, so that changing them in place between
-    epochs has the effect that it has on the loader.
+    Workers are not used.
     """
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | None) -> None:
         self._order = Order(loader)
+        self._unchanged = Unchanged(loader.dataset, "dataset")
         self._dataset = loader.dataset
         self._pin = loader.pin_memory and device is not None and device.type == "cuda"
         self._device = device
         self.batches = self._order.batches
         self.samples = self._order.samples()
 
-    def epoch(self, key: Key, start: int = 0) -> Generator[Batch]:
-        """Yield the batches of the epoch of a key from number ``start`` on."""
+    def epoch(self, key: Key, start: int = 0, position: None = None) -> Numbered:
+        """Return the batches of the epoch of a key from number ``start`` on."""
+        return Numbered(self._epoch(key, start))
+
+    def _epoch(self, key: Key, start: int) -> Generator[Batch]:
+        self._unchanged.check()
         order = self._order.draw(key)[start:]
         rows = _Rows(_integers(list(chain.from_iterable(order)), _size(self._dataset)), [len(batch) for batch in order])
         batch_of = _selector(self._dataset, rows)

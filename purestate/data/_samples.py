@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, default_collate, default_convert, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from purestate.core._batch import Batch
 from purestate.core._key import Key, Tag
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
 from purestate.data._generators import find_generators, generator_state, seed_generator, set_generator_state
+from purestate.data._position import batch_digest
+from purestate.data._reading import Reading
 
-__all__ = ["MapCollate", "MapSamples", "Requests", "Seeder", "StreamSamples", "WorkerInit"]
+__all__ = ["MapCollate", "MapSamples", "Read", "Requests", "Seeder", "StreamCollate", "StreamSamples", "WorkerInit"]
 
 _SEEDS_AT_ONCE = 256
 
@@ -125,34 +128,84 @@ class MapCollate:
 
 
 class StreamSamples(IterableDataset[Any]):
-    """An iterable dataset each sample of which is made under a seed: by worker, and number within the worker."""
+    """An iterable dataset each sample of which is made under a seed: by worker, and number within the worker.
+
+    Before an epoch is begun, ``places`` says where each worker begins, as `Reading.tell` told it; None is the beginning.
+    """
 
     def __init__(self, dataset: Any, seeder: Seeder) -> None:
         self.dataset = dataset
         self.seeder = seeder
         self.key = Key(0, 0)
+        self.places: list[str | None] = [None]
+        self.reading: Reading | None = None
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        key = self.key.derive(Tag.WORKER, info.id if info else 0)
+        worker = info.id if info else 0
+        key = self.key.derive(Tag.WORKER, worker)
         self.seeder(key.seed)
-        samples = iter(self.dataset)
-        for first in count(0, _SEEDS_AT_ONCE):
+        reading = self.reading = Reading(self.dataset, self.places[worker])
+        if reading.ended:
+            return
+        for first in count(reading.given, _SEEDS_AT_ONCE):
             for seed in key.fold_in(Tag.SAMPLE).seeds(first, first + _SEEDS_AT_ONCE).tolist():
                 self.seeder(seed)
                 try:
-                    sample = next(samples)
+                    sample = next(reading.samples)
                 except StopIteration:
+                    reading.ended = True
                     return
+                reading.given += 1
                 yield sample
 
 
+@dataclass(slots=True)
+class Read:
+    """A batch of an iterable dataset, and where the one who read it stands now.
+
+    Args:
+        batch: As the user's collate function gave it.
+        reader: The worker; 0 where there is none.
+        place: What `Reading.tell` told behind it.
+        digest: Its content, if a worker read it: there it costs the training nothing.
+    """
+
+    batch: Batch
+    reader: int
+    place: str
+    digest: str | None
+
+    def pin_memory(self) -> Read:
+        """Return the same with the batch in pinned memory, as a loader asks for it."""
+        return Read(pin_memory(self.batch), self.reader, self.place, self.digest)
+
+
+class StreamCollate:
+    """A collate function whose batches come as `Read`."""
+
+    def __init__(self, collate_fn: Callable[[Any], Any], stream: StreamSamples) -> None:
+        self.collate_fn = collate_fn
+        self.stream = stream
+
+    def __call__(self, samples: Any) -> Read:
+        batch, info = self.collate_fn(samples), get_worker_info()
+        assert self.stream.reading is not None
+        place = self.stream.reading.tell()
+        return Read(batch, 0, place, None) if info is None else Read(batch, info.id, place, batch_digest(batch))
+
+
 class WorkerInit:
-    """What runs first in a worker: no signal but the main process ends it, and it is seeded from the key."""
+    """What runs first in a worker: no signal but the main process ends it, and it is seeded from the key.
+
+    A loader asks its worker 0 for the first batch. ``first`` is whose turn it was where an epoch was cut, so that worker 0
+    takes the part of that one, worker 1 of the next, and so on.
+    """
 
     def __init__(self, user_fn: Callable[[int], None] | None) -> None:
         self.user_fn = user_fn
         self.key = Key(0, 0)
+        self.first = 0
 
     def __call__(self, worker: int) -> None:
         # a signal to the process group must not take the workers from under a main process that wants to save
@@ -161,7 +214,9 @@ class WorkerInit:
         info = get_worker_info()
         assert info is not None
         samples: Any = info.dataset
-        object.__setattr__(info, "dataset", samples.dataset)
+        seed, worker = info.seed - worker, (worker + self.first) % info.num_workers
+        for name, value in (("dataset", samples.dataset), ("id", worker), ("seed", seed + worker)):
+            object.__setattr__(info, name, value)
         samples.seeder(self.key.derive(Tag.WORKER, worker).seed)
         if self.user_fn is not None:
             self.user_fn(worker)

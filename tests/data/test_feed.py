@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from purestate.core._key import Key
 from purestate.data._feed import ListFeed, feed
-from purestate.data._loader import IterableFeed, MapFeed
+from purestate.data._loader import MapFeed
 from purestate.data._memory import MemoryFeed
+from purestate.data._stream import IterableFeed
 from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
 from tests.helpers import assert_trees_identical
 

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 from purestate.core._key import Key, Tag
 from purestate.core._seeds import preserved_generators, seed_all
 from purestate.data._feed import feed
-from purestate.data._loader import IterableFeed, MapFeed
+from purestate.data._loader import MapFeed
+from purestate.data._stream import IterableFeed
 from purestate.errors import BatchError, EmptyLoaderError, UnsupportedError
 
 N = 14

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from purestate.core._seeds import preserved_generators, seed_all
 from purestate.data._feed import feed
 from purestate.data._loader import MapFeed
 from purestate.data._memory import MemoryFeed
-from purestate.errors import BatchError
+from purestate.errors import BatchError, DataChangedError
 
 N = 23
 X = torch.arange(N * 6, dtype=torch.float32).reshape(N, 6)
@@ -119,12 +120,19 @@ def test_batches_are_no_views_of_the_data() -> None:
     assert torch.equal(data.tensors[0], X)
 
 
-def test_tensors_changed_in_place_are_read_anew() -> None:
-    data = TensorDataset(X.clone())
-    batches = feed(DataLoader(data, batch_size=4))
-    list(batches.epoch(Key(0, 0)))
-    data.tensors[0].add_(1)
-    assert torch.equal(torch.cat([x for (x,) in batches.epoch(Key(0, 0))]), X + 1)
+@pytest.mark.parametrize("where", ["tensors[0]", "dataset.tensors[1]", "datasets['image'].tensors[0]"])
+def test_tensors_written_to_between_epochs_are_an_error(where: str) -> None:
+    x, y = X.clone(), Y.clone()
+    datasets: dict[str, Any] = {
+        "tensors[0]": TensorDataset(x),
+        "dataset.tensors[1]": Subset(TensorDataset(Y, x), range(5)),
+        "datasets['image'].tensors[0]": StackDataset(image=TensorDataset(x), label=TensorDataset(y)),
+    }
+    batches = feed(DataLoader(datasets[where], batch_size=4))
+    assert len(list(batches.epoch(Key(0, 0)))) == batches.batches
+    x.add_(1)
+    with pytest.raises(DataChangedError, match=re.escape(f"dataset.{where} was written to")):
+        list(batches.epoch(Key(0, 0)))
 
 
 def test_indices_that_are_no_rows() -> None:

@@ -29,7 +29,7 @@ from purestate.core._key import Key, Tag
 from purestate.core._seeds import preserved_generators, seed_all
 from purestate.data._feed import feed
 from purestate.data._order import Order
-from purestate.errors import BatchError, EmptyLoaderError, HiddenStateError, UnsupportedError
+from purestate.errors import BatchError, DataChangedError, EmptyLoaderError, HiddenStateError, UnsupportedError
 
 N = 23
 
@@ -321,11 +321,20 @@ def test_length_that_changes_is_an_error() -> None:
         def __len__(self) -> int:
             return self.size
 
+    class Counts(GlobalTorch):
+        def __len__(self) -> int:
+            return data.size
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(data.size))
+
     data = Grows()
-    batches = feed(DataLoader(data, batch_size=4, shuffle=True))
-    data.size = 12
+    batches, sampled = feed(DataLoader(data, batch_size=4, shuffle=True)), feed(DataLoader(Squares(), 4, sampler=Counts()))
+    data.size = 9
+    with pytest.raises(DataChangedError, match=r"Expected 8 samples, the length of the dataset when the op began.* has 9"):
+        batches.epoch(Key(0, 0))
     with pytest.raises(BatchError, match=r"Expected 2 batches.*give 3"):
-        list(batches.epoch(Key(0, 0)))
+        list(sampled.epoch(Key(0, 0)))
 
 
 def test_unusable_samplers() -> None:
