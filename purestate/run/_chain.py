@@ -156,12 +156,16 @@ class Trajectory:
         parts = {name: value for name, value in self.question["parts"].items() if name.startswith(before) and value is True}
         return frozenset(name.removeprefix(before).removesuffix(after) for name in parts if name.endswith(after))
 
+    def in_answers(self) -> set[int]:
+        """The epochs that its answers keep: the last and the best of each."""
+        return {int(n) for record in self.done for n in record.body["kept"]}
+
     def kept_epochs(self) -> set[int]:
         """The epochs that have a snapshot."""
-        return {int(n) for record in self.done for n in record.body["kept"]} | self.keeps.keys()
+        return self.in_answers() | self.keeps.keys()
 
     def kept(self) -> dict[int, dict[str, Any]]:
-        """The snapshots, by epoch: the last and the best of each answer, and what was kept beside."""
+        """The snapshots of those, by epoch."""
         found = {n: _snapshot(record) for n, record in self.keeps.items()}
         return found | {int(n): snapshot for record in self.done for n, snapshot in record.body["kept"].items()}
 

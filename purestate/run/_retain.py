@@ -44,8 +44,8 @@ class Retention:
         wanted = _wanted(train, self._policy, {(last, self._watch), *_answered(train)})
         if n in wanted and n not in train.kept_epochs():
             self.keep(n, state)
-        gone = [m for m, kept in train.keeps.items() if m not in wanted and kept.body.get("policy") == repr(self._policy)]
-        _drop(self._ledger, train, gone, self._policy)
+        ours = {m for m, kept in train.keeps.items() if m not in wanted and kept.body.get("policy") == repr(self._policy)}
+        _drop(self._ledger, train, ours - train.in_answers(), self._policy)
 
     def keep(self, n: int, state: State) -> None:
         """Keep the state after a recorded epoch.
@@ -95,7 +95,7 @@ def prune(ledger: Ledger, policy: Policy, op: int | None) -> dict[int, list[int]
             names = {name.removeprefix("val_") for entry in train.history() for name in entry if name.startswith("val_")}
             for _, watch in answered:
                 _check_ranks(policy, watch, names, f"prune: train {number}")
-            gone[number] = sorted(train.keeps.keys() - _wanted(train, policy, answered))
+            gone[number] = sorted(train.keeps.keys() - _wanted(train, policy, answered) - train.in_answers())
         for number, train in finished:
             _drop(ledger, train, gone[number], policy)
     return {number: epochs for number, epochs in gone.items() if epochs}
@@ -110,7 +110,7 @@ def _answered(train: Trajectory) -> set[tuple[int, str]]:
     return {(record.body["last"], record.body["selection"]["watch"]) for record in train.done}
 
 
-def _drop(ledger: Ledger, train: Trajectory, epochs: list[int], policy: Policy) -> None:
+def _drop(ledger: Ledger, train: Trajectory, epochs: Collection[int], policy: Policy) -> None:
     if epochs:
         ledger.append("drop", {"of": train.start.seq, "epochs": sorted(epochs), "policy": repr(policy)})
 
