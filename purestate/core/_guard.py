@@ -36,14 +36,15 @@ _Answer = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]
 
 
-def check_guard(guard: Any, op: str) -> None:
-    """Raise `SetupError` if this is no mode of the guard."""
+def check_guard(guard: Any, op: str) -> GuardMode:
+    """Return the mode of a guard that an op was given, or raise `SetupError` if it is none."""
     if guard not in get_args(GuardMode):
         raise SetupError(
             f"{op}: expected guard to be 'first', 'always' or 'off', got {guard!r}.",
             cause="'first' looks at the first steps, 'always' at each, which then runs uncaptured, and 'off' at none.",
             argument="guard",
         )
+    return guard
 
 
 def exact(*trees: Tensors) -> bool:

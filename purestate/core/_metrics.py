@@ -147,12 +147,15 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> tuple[M
     """Return metrics for what a user named: `Metric` objects, or functions, whose name without ``metric_`` counts.
 
     Raises:
-        MetricError: A name is taken or occurs twice, or something is not callable.
+        MetricError: A name is taken or occurs twice, something is not callable, or one metric came instead of a list.
 
     Example:
         >>> [m.name for m in as_metrics([metric_accuracy])]
         ['accuracy']
     """
+    if isinstance(metrics, str | Metric) or callable(metrics):
+        name = metrics if isinstance(metrics, str) else getattr(metrics, "name", getattr(metrics, "__name__", "..."))
+        raise MetricError(f"metrics must be a list, got {metrics!r}.", fix=f"Write metrics=[{name}].", metric=name)
     found: dict[str, Metric] = {}
     for item in metrics:
         if not isinstance(item, Metric):

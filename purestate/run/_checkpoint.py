@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from purestate.core._guard import GuardMode, check_guard
 from purestate.core._metrics import Metric, as_metrics
 from purestate.core._state import State, require
-from purestate.errors import MetricError, SetupError, StateError
+from purestate.errors import SetupError, StateError
 from purestate.run._answers import Curve, EpochView, History, Summary
 from purestate.run._ask import ask_train
 from purestate.run._cadence import Cadence
@@ -24,7 +25,7 @@ from purestate.run._profile import Profile
 from purestate.run._progress import Progress
 from purestate.run._readers import Reader, ask_evaluate, ask_find_lr, ask_predict
 from purestate.run._retain import checked, prune
-from purestate.run._select import Selection, unknown_metric
+from purestate.run._select import Selection
 from purestate.run._shown import as_figure, as_html, as_text, history_of
 from purestate.run._training import Training
 
@@ -110,6 +111,7 @@ class Checkpoint:
         resume_budget: float = 0.02,
         progress: bool = True,
         profile: bool = False,
+        guard: GuardMode = "first",
     ) -> State:
         """Train a state, or return what the log holds.
 
@@ -140,6 +142,9 @@ class Checkpoint:
                 notebook.
             profile: Whether a table is printed of where the time went: data, step, optimizer, metrics, validation, saving.
                 On an accelerator each phase is waited for then, which takes time itself.
+            guard: At which steps it is looked whether forward, loss and metrics move what is in no state: an attribute, a
+                global variable, a generator of their own. ``'first'``: the first three, the first of other shapes, and some in
+                epochs 2, 4, 8, and so on. ``'always'``: each, which then runs twice and uncaptured. ``'off'``: none.
 
         Returns:
             The new state. From the log its bytes are read when somebody looks.
@@ -148,6 +153,7 @@ class Checkpoint:
             StaleRecordError: The checkpoint holds an answer to another question; names what changed.
             MetricError: ``watch`` is not computed.
             NonFiniteLossError: The loss became nan or infinite; the finished epochs are recorded.
+            ImpurityError: A step moved what is in no state, or depends on such; names it and the ways to declare it.
             MutatedStateError: A leaf of ``state`` was changed in place.
             ReplayError: An epoch that had to be computed again, as after a kill, is not what was recorded.
             StoreLockedError: Another process is writing this checkpoint.
@@ -161,6 +167,7 @@ class Checkpoint:
         bars = Progress(f"{self.id} train", epochs, shown=progress, epochs=on_epoch is None)
         cadence = Cadence(resume_every, resume_budget)
         call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence)
+        call.guard = check_guard(guard, "train")
         if profile:
             call.profile = Profile(state.device)
         stream = call.run()
@@ -192,6 +199,7 @@ class Checkpoint:
         keep: Policy | None = None,
         resume_every: str | None = None,
         resume_budget: float = 0.02,
+        guard: GuardMode = "first",
     ) -> Iterator[EpochView]:
         """Train as `train` does, as a stream of epochs. Leaving the loop early ends the op at that epoch.
 
@@ -208,6 +216,7 @@ class Checkpoint:
             keep: As for `train`. Of epochs that are recorded, those up to which the loop is left are not kept afterwards.
             resume_every: As for `train`.
             resume_budget: As for `train`.
+            guard: As for `train`.
 
         Yields:
             The evaluation before the first epoch as number 0 (with ``val_dl``), then each epoch, recorded ones first.
@@ -217,19 +226,23 @@ class Checkpoint:
         bars = Progress(f"{self.id} train", epochs, shown=False)
         cadence = Cadence(resume_every, resume_budget)
         call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence)
+        call.guard = check_guard(guard, "epochs")
         try:
             yield from call.run()
         finally:
             if call.result is not None:
                 self._say(call.summary(time.perf_counter() - began))
 
-    def evaluate(self, state: State, dataloader: Any, *, metrics: Sequence[MetricLike] = ()) -> dict[str, float]:
+    def evaluate(
+        self, state: State, dataloader: Any, *, metrics: Sequence[MetricLike] = (), guard: GuardMode = "first"
+    ) -> dict[str, float]:
         """Return the mean loss and metrics of a state over a loader, from the log if it is there.
 
         Args:
             state: Not modified, not advanced.
             dataloader: As for `train`.
             metrics: As for `train`.
+            guard: As for `train`.
 
         Returns:
             ``{'loss': …, 'accuracy': …}``, weighted by samples.
@@ -240,7 +253,7 @@ class Checkpoint:
         Effects:
             One record if it was computed; prints one line.
         """
-        return self._read(lambda: ask_evaluate(state, dataloader, _listed(metrics)))
+        return self._read(lambda: ask_evaluate(state, dataloader, as_metrics(metrics), check_guard(guard, "evaluate")))
 
     def find_lr(
         self,
@@ -253,6 +266,7 @@ class Checkpoint:
         epochs: int = 1,
         min_rate: float = 1e-8,
         max_rate: float = 1.0,
+        guard: GuardMode = "first",
     ) -> Curve:
         """Sweep the learning rate exponentially, one rate a step, and return the losses; from the log if they are there.
 
@@ -265,19 +279,22 @@ class Checkpoint:
             epochs: Over how many epochs the rates are spread.
             min_rate: The first rate.
             max_rate: The last.
+            guard: As for `train`.
 
         Effects:
             One record if it was computed; prints one line.
         """
         changes = {"optimizer_cls": optimizer_cls, "optimizer_args": optimizer_args, "loss_cls": loss_cls}
-        return self._read(lambda: ask_find_lr(state, dataloader, changes, epochs, min_rate, max_rate))
+        rates = epochs, min_rate, max_rate
+        return self._read(lambda: ask_find_lr(state, dataloader, changes, *rates, check_guard(guard, "find_lr")))
 
-    def predict(self, state: State, dataloader: Any) -> Any:
+    def predict(self, state: State, dataloader: Any, *, guard: GuardMode = "first") -> Any:
         """Return what the module returns for a loader, batches concatenated; from the log if it is there.
 
         Args:
             state: Not modified, not advanced.
             dataloader: As for `train`. Of a tuple all but the last entry are inputs, if it has more than one.
+            guard: As for `train`.
 
         Returns:
             A tensor, or the structure of tensors that the module returns, on the CPU, with all samples in dimension 0.
@@ -285,7 +302,7 @@ class Checkpoint:
         Effects:
             One record and one item if it was computed; prints one line.
         """
-        return self._read(lambda: ask_predict(state, dataloader))
+        return self._read(lambda: ask_predict(state, dataloader, check_guard(guard, "predict")))
 
     # ---------------------------------------------------------------- the log
 
@@ -418,17 +435,9 @@ class Checkpoint:
         selection = Selection(epochs, watch, load_best, patience)
         if type(warmup) is not int or warmup < 0:
             raise SetupError(f"train: warmup must be an integer of at least 0, got {warmup!r}.", argument="warmup")
-        known = _listed(metrics)
+        known = as_metrics(metrics)
         names = ["loss", *(metric.name for metric in known)]
-        if watch not in names:
-            raise unknown_metric(watch, names)
-        if val_dl is None and (load_best or patience):
-            raise SetupError(
-                f"train: {'load_best' if load_best else 'patience'} needs validation, and there is no val_dl.",
-                cause="What is best is decided by validation metrics.",
-                fix="Give one: ck.train(state, train_dl, val_dl, ...).",
-                argument="val_dl",
-            )
+        selection.must_fit(names, validated=val_dl is not None)
         ask = partial(ask_train, state, train_dl, val_dl, metrics=known, warmup=warmup, watch=watch)
         return Training(
             ledger=self._ledger,
@@ -475,13 +484,6 @@ class Checkpoint:
         self.last = summary
         if self._echo is not None:
             self._echo(str(summary))
-
-
-def _listed(metrics: Sequence[MetricLike]) -> tuple[Metric, ...]:
-    if isinstance(metrics, str | Metric) or callable(metrics):
-        name = metrics if isinstance(metrics, str) else getattr(metrics, "name", getattr(metrics, "__name__", "..."))
-        raise MetricError(f"metrics must be a list, got {metrics!r}.", fix=f"Write metrics=[{name}].", metric=name)
-    return as_metrics(metrics)
 
 
 def plot_metrics(checkpoints: Checkpoint | Sequence[Checkpoint]) -> Figure:

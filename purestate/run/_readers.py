@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from purestate.core._guard import GuardMode
 from purestate.core._hash import leaf_hash, tree_hash
 from purestate.core._metrics import Metric
 from purestate.core._plain import decode, encode, join, split
@@ -88,7 +89,7 @@ class Reader:
         return {"suggestion": value.suggestion} if isinstance(value, Curve) and value.suggestion is not None else {}
 
 
-def ask_evaluate(state: State, loader: Any, metrics: Sequence[Metric]) -> Reader:
+def ask_evaluate(state: State, loader: Any, metrics: Sequence[Metric], guard: GuardMode) -> Reader:
     """Ask for the loss and metrics of a state."""
     require(state, "loss", "evaluate")
     state.check()
@@ -97,13 +98,15 @@ def ask_evaluate(state: State, loader: Any, metrics: Sequence[Metric]) -> Reader
         from purestate.core import _ops as ops
 
         with _feed(state, loader) as batches:
-            return encode(ops.evaluate(state, batches, metrics=metrics)), {}
+            return encode(ops.evaluate(state, batches, metrics=metrics, guard=guard)), {}
 
     question = ask_reader("evaluate/1", state, loader, metrics=metrics)
     return Reader("evaluate", state, question, compute, lambda json, _: decode(json))
 
 
-def ask_find_lr(state: State, loader: Any, changes: Mapping[str, Any], epochs: int, min_rate: float, max_rate: float) -> Reader:
+def ask_find_lr(
+    state: State, loader: Any, changes: Mapping[str, Any], epochs: int, min_rate: float, max_rate: float, guard: GuardMode
+) -> Reader:
     """Ask for the losses of a learning rate sweep."""
     require(state, "template", "find_lr")
     state.check()
@@ -116,14 +119,15 @@ def ask_find_lr(state: State, loader: Any, changes: Mapping[str, Any], epochs: i
         from purestate.core import _ops as ops
 
         with _feed(state, loader) as batches:
-            return encode(list(ops.find_lr(state, batches, min_rate=min_rate, max_rate=max_rate, epochs=epochs))), {}
+            found = ops.find_lr(state, batches, min_rate=min_rate, max_rate=max_rate, epochs=epochs, guard=guard)
+            return encode(list(found)), {}
 
     args = {"epochs": epochs, "min_rate": float(min_rate), "max_rate": float(max_rate)}
     question = ask_reader("find_lr/1", state, loader, args=args, whole=True)
     return Reader("find_lr", state, question, compute, lambda json, _: Curve(*decode(json)))
 
 
-def ask_predict(state: State, loader: Any) -> Reader:
+def ask_predict(state: State, loader: Any, guard: GuardMode) -> Reader:
     """Ask for the outputs of the module."""
     require(state, "template", "predict")
     state.check()
@@ -132,7 +136,7 @@ def ask_predict(state: State, loader: Any) -> Reader:
         from purestate.core import _ops as ops
 
         with _feed(state, loader) as batches:
-            skeleton, leaves = split(_concatenate(ops.predict(state, batches)), "the output")
+            skeleton, leaves = split(_concatenate(ops.predict(state, batches, guard=guard)), "the output")
         names = {path: path or "output" for path in leaves}
         return _renamed(skeleton, names), {names[path]: leaf.detach().cpu() for path, leaf in leaves.items()}
 

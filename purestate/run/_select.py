@@ -40,6 +40,23 @@ class Selection:
             if type(value) is not int or value < 0:
                 raise SetupError(f"train: {name} must be an integer of at least 0, got {value!r}.", argument=name)
 
+    def must_fit(self, names: Sequence[str], *, validated: bool) -> None:
+        """Raise if nobody measures the metric that is watched, or nothing decides what is best.
+
+        Raises:
+            MetricError: ``watch`` is none of these names.
+            SetupError: There is no validation, and the best epoch is asked for.
+        """
+        if self.watch not in names:
+            raise unknown_metric(self.watch, names)
+        if not validated and (self.load_best or self.patience):
+            raise SetupError(
+                f"train: {'load_best' if self.load_best else 'patience'} needs validation, and there is no val_dl.",
+                cause="What is best is decided by validation metrics.",
+                fix="Give one: ck.train(state, train_dl, val_dl, ...).",
+                argument="val_dl",
+            )
+
     def json(self) -> dict[str, object]:
         """Return it as a record holds it."""
         return {"epochs": self.epochs, "watch": self.watch, "load_best": self.load_best, "patience": self.patience}

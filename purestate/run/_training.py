@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from purestate.core._guard import GuardMode
 from purestate.core._metrics import Metric
 from purestate.core._state import State
 from purestate.run._answers import EpochView, Summary, as_history
@@ -44,6 +45,7 @@ class Training:
         cadence: When resume points are due.
         profile: Adds up where the time goes, if anybody asks.
         keep: Which epochs are kept beside the last and the best.
+        guard: At which steps impurities are looked for. Selects no bits.
     """
 
     ledger: Ledger
@@ -59,6 +61,7 @@ class Training:
     cadence: Cadence
     profile: Profile | None = None
     keep: Policy | None = None
+    guard: GuardMode = "first"
     result: State | None = None
     computed: int = 0
     """How many epochs this call computed."""

@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Unpack
 
+from purestate.core._guard import GuardMode
 from purestate.core._state import State
 from purestate.errors import PureStateError, SetupError, StaleRecordError
 from purestate.run import Checkpoint, Curve, EpochView, setup
@@ -24,20 +25,28 @@ class Reads(ABC):
     def _asked(self) -> tuple[Checkpoint, State]:
         """The log that answers, and the state that is asked about."""
 
-    def evaluate(self, dataloader: Any, loss_cls: type | None = None, metrics: Sequence[MetricLike] = ()) -> dict[str, float]:
+    def evaluate(
+        self,
+        dataloader: Any,
+        loss_cls: type | None = None,
+        metrics: Sequence[MetricLike] = (),
+        guard: GuardMode = "first",
+    ) -> dict[str, float]:
         """Return the mean loss and metrics over a loader, weighted by samples: ``{'loss': …, 'accuracy': …}``.
 
         Args:
             dataloader: A `torch.utils.data.DataLoader`, or a list of batches. Not moved.
             loss_cls: In place of the loss that was set up.
             metrics: Functions ``(y_pred, y_true)`` that return a sum over the batch; see `metric`.
+            guard: As for `train`.
 
         Raises:
             SetupError: There is no loss.
+            ImpurityError: As for `train`.
         """
         ck, state = self._asked()
         with advice():
-            return ck.evaluate(setup(state, loss_cls=loss_cls) if loss_cls else state, dataloader, metrics=metrics)
+            return ck.evaluate(setup(state, loss_cls=loss_cls) if loss_cls else state, dataloader, metrics=metrics, guard=guard)
 
     def find_lr(
         self,
@@ -48,6 +57,7 @@ class Reads(ABC):
         epochs: int = 1,
         min_rate: float = 1e-8,
         max_rate: float = 1.0,
+        guard: GuardMode = "first",
     ) -> Curve:
         """Sweep the learning rate exponentially on a copy, one rate a step. The model is as it was.
 
@@ -59,6 +69,7 @@ class Reads(ABC):
             epochs: Over how many epochs the rates are spread.
             min_rate: The first rate.
             max_rate: The last.
+            guard: As for `train`.
 
         Returns:
             An object with ``.rates``, ``.losses``, ``.suggestion`` and ``.plot(start=None, end=None)``.
@@ -77,6 +88,7 @@ class Reads(ABC):
                 epochs=epochs,
                 min_rate=min_rate,
                 max_rate=max_rate,
+                guard=guard,
             )
 
 
@@ -124,6 +136,7 @@ class Trains(Reads):
         warmup: int = 0,
         metrics: Sequence[MetricLike] = (),
         progress: bool = True,
+        guard: GuardMode = "first",
     ) -> TrainHistory:
         """Train, or return what the log holds; the lines that are printed are the same.
 
@@ -140,6 +153,8 @@ class Trains(Reads):
             warmup: During so many epochs the learning rate rises linearly, step by step, and the schedulers are held back.
             metrics: Functions ``(y_pred, y_true)`` that return a sum over the batch; see `metric`.
             progress: Whether bars are shown while something is computed, in a terminal or a notebook.
+            guard: When it is looked whether forward, loss and metrics move what belongs to no state: ``'first'`` in the first
+                steps, ``'always'`` in each, ``'off'`` never. See `purestate.run.Checkpoint.train`.
 
         Returns:
             Lists: ``epoch`` (numbers over the life of the model), ``train_loss``, ``val_loss``, …; and ``log``.
@@ -148,6 +163,7 @@ class Trains(Reads):
             StaleRecordError: The checkpoint holds an answer to another question; names what changed.
             SetupError: There is no loss or no optimizer.
             NonFiniteLossError: The loss became nan or infinite; the finished epochs are recorded.
+            ImpurityError: A step moved what belongs to no state, or depends on such; names it and how to declare it.
 
         Effects:
             Prints a line an epoch. In a checkpoint: records in the log, an epoch each and one for the answer, items in
@@ -173,6 +189,7 @@ class Trains(Reads):
                 metrics=metrics,
                 on_epoch=on_epoch,
                 progress=progress,
+                guard=guard,
             )
         self._took(new)
         assert ck.last is not None
