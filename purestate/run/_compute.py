@@ -247,6 +247,7 @@ class Computation:
                 keeper=points,
                 notices=notices,
                 lap=self._lap,
+                guard=call.guard,
             )
             closed.enter_context(closing(epochs))
             while True:
