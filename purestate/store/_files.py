@@ -16,15 +16,12 @@ __all__ = [
     "files_below",
     "make_folder",
     "must_be_inside",
-    "open_end",
     "open_file",
     "outside",
     "read_errors",
     "read_file",
     "sync_folder",
-    "sync_names",
     "unique",
-    "write_at",
     "write_error",
     "write_errors",
     "write_file",
@@ -207,56 +204,38 @@ def write_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def append_line(path: Path, line: bytes, at: int, root: Path) -> None:
+def append_line(path: Path, line: bytes, at: int, root: Path | None) -> None:
     """Write ``line`` at the end of a file, which is at byte ``at``, durably, or leave the file as it was.
 
     Args:
         path: The file. It is created if it is not there and ``at`` is 0.
         line: What to write.
         at: Where it ends.
-        root: The store, to make the names of file and folders durable first.
+        root: The store, to make the names of file and folders durable first; None if this process did so already. That they
+            are there does not say it: who made them may have been killed before the sync.
 
     Raises:
         OSError: The write or the sync failed. It is not tried again: after a failed sync the system may report success
             for bytes that are lost.
     """
-    fd = open_end(path, at)
-    try:
-        sync_names(path, root)
-        write_at(fd, line, at)
-        try:
-            os.fdatasync(fd)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the first error says more; a torn line is cut off by the next writer
-                os.ftruncate(fd, at)
-            raise
-    finally:
-        os.close(fd)
-
-
-def open_end(path: Path, at: int) -> int:
-    """Open a file, which ends at byte ``at``, to append to it, and return the descriptor. One that is empty may not be there."""
     create = 0 if at else os.O_CREAT  # one that somebody removed meanwhile must not come back with a hole
-    return os.open(path, os.O_WRONLY | create | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-
-
-def write_at(fd: int, data: bytes, at: int) -> None:
-    """Write ``data`` at the end of a file, which is at byte ``at``, or leave the file as it was."""
-    done = 0
+    fd = os.open(path, os.O_WRONLY | create | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], at + done)
+        if root is not None:
+            _sync_names(path, root)
+        done = 0
+        while done < len(line):
+            done += os.pwrite(fd, line[done:], at + done)
+        os.fdatasync(fd)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error says more; a torn line is cut off by the next writer
             os.ftruncate(fd, at)
         raise
+    finally:
+        os.close(fd)
 
 
-def sync_names(path: Path, root: Path) -> None:
-    """Make the names of a file and of the folders above it durable, up to that of the store.
-
-    That they are there does not say it: who made them may have been killed before the sync.
-    """
+def _sync_names(path: Path, root: Path) -> None:
     for folder in path.parents:
         sync_folder(folder)
         if folder == root.parent:

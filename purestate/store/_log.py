@@ -2,31 +2,28 @@
 
 Reading takes no lock and writes nothing. Appending needs the checkpoint's lock, so that a chain has one end.
 
-A record is in the file as soon as it is appended, so that a kill does not take it. A sync makes it outlive a power cut: that
-of the caller in `append`, that of a thread behind `append_soon`. `DiskLog._end` is how much was written, `DiskLog._durable` how
-much was synced.
+A record is in the chain as soon as it is appended, and `DiskLog._end` says how much of the chain is in the file. Whoever
+writes the rest, a thread behind `append_soon` or the caller of `append`, holds `DiskLog._io` for it, and writes and syncs all
+of it before anybody writes more: a power cut must not leave the end of a log without what comes before it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from purestate.errors import CorruptLogError, StoreError, StoreLockedError
 from purestate.store._files import (
+    append_line,
     make_folder,
     must_be_inside,
-    open_end,
     open_file,
     read_errors,
-    sync_names,
     unique,
-    write_at,
     write_errors,
     write_file,
 )
@@ -37,7 +34,7 @@ from purestate.store._record import EMPTY_HEAD, BadLineError, Record, decode, en
 __all__ = ["DiskLog", "not_locked"]
 
 _TOGETHER = 0.1
-"""Seconds in which records of `append_soon` are collected for one sync: short epochs must not pay for one each."""
+"""Seconds in which the records of `append_soon` are collected for one write: short epochs must not pay for one each."""
 
 
 class DiskLog:
@@ -72,9 +69,10 @@ class DiskLog:
         Raises:
             CorruptLogError: A line is damaged. A last line that was never finished is not an error: it is left out.
         """
-        self._read()
+        if not (self._lock.held and self._mended):  # else nobody else can append, and our own may not be in the file yet
+            self._read()
 
-    @contextlib.contextmanager
+    @contextmanager
     def lock(self, timeout: float | None = 10.0) -> Generator[None, None, None]:
         """Return a context that holds the writer lock of the checkpoint. Re-entrant in this object and thread.
 
@@ -121,37 +119,29 @@ class DiskLog:
         Args:
             bodies: Kind and body of each.
         """
-        self._make_ready()
-        records: list[Record] = []
-        head = self.head
-        for kind, body in bodies:
-            records.append(encode(len(self._records) + len(records), head, kind, body))
-            head = records[-1].digest
-        self._write(records)
-        self._make_durable()
+        records = self._add(bodies)
+        self._settle()
         return records
 
     def append_soon(self, kind: str, body: dict[str, Any]) -> Record:
         """Append a record and return it at once: a thread makes it durable. See `append`.
 
         Raises:
-            StoreWriteError: One that was appended before could not be made durable. It, and what came after it, is not in the
-                log, and nothing more is appended until the lock is taken anew.
+            StoreWriteError: One that was appended before could not be written. It, and what came after it, is not in the log,
+                and nothing more is appended until the lock is taken anew.
         """
-        self._make_ready()
-        record = encode(len(self._records), self.head, kind, body)
-        self._write([record])
+        [record] = self._add([(kind, body)])
         self._promised = len(self._records)
         try:
             with self._guard:
                 if not self._asked:
                     self._hurry = threading.Event()
-                    thread = threading.Thread(target=self._sync_behind, name=f"purestate log {self.id}")
+                    thread = threading.Thread(target=self._write_behind, name=f"purestate log {self.id}")
                     thread.start()  # which cannot end before this block does
                     self._thread, self._asked = thread, True
-                    _synced_behind.add(self)
-        except RuntimeError:  # the process may have no more threads: then the caller waits
-            self._make_durable()
+                    _written_behind.add(self)
+        except RuntimeError:  # the process may have no more threads: then it is made durable here
+            self._settle()
         return record
 
     def extend(self, records: Sequence[Record]) -> None:
@@ -169,8 +159,8 @@ class DiskLog:
         """
         self._make_ready()
         lines = b"".join(record.line + b"\n" for record in records)
-        self._write(list(decode(lines, len(self._records), self.head)))
-        self._make_durable()
+        self._records += list(decode(lines, len(self._records), self.head))
+        self._settle()
 
     def mend(self) -> int:
         """Cut a torn last line off, with a copy kept beside the log, and return how many bytes it had.
@@ -183,47 +173,24 @@ class DiskLog:
         """
         if not self._lock.held:
             raise not_locked(self.id)
+        self._settle()
         with write_errors(self.path, f"the log of checkpoint {self.id!r}"):
             return self._cut(self._read())
 
-    def finish(self) -> None:
-        """Wait until everything that was appended is durable, or failed, which the next append or leaving the lock tells."""
-        interrupted: BaseException | None = None
-        self._hurry.set()
-        while self._lock.held:
-            try:
-                with self._io:
-                    self._sync()
-                if (thread := self._thread) is not None:
-                    thread.join()
-                break
-            except BaseException as error:  # whoever interrupts must not let go of the lock beside the thread
-                interrupted = interrupted or error
-        if interrupted is not None:
-            raise interrupted
+    # ---------------------------------------------------------------- from the chain to the file
 
-    # ---------------------------------------------------------------- from the chain to the disk
-
-    def _begin(self) -> None:
-        """Start anew: the lock was taken just now, perhaps in a fork of who had it before."""
-        self._fd = -1
-        self._mended = False
-        """Whether the file is open, and ends with our last record."""
-        self._durable: tuple[int, int] | None = None
-        """Bytes and records that were there when the lock was taken, or were synced since."""
-        self._promised = 0
-        """How many records were taken by `append_soon`, or are before one that was."""
-        self._failure: StoreError | None = None
-        self._told = False
-        self._thread: threading.Thread | None = None
-        self._asked = False
-        """Whether the thread will look once more how much there is to sync."""
-        self._hurry = threading.Event()
-        self._io, self._guard = threading.Lock(), threading.Lock()
-        """Held by who syncs or takes back; held to ask for the thread."""
+    def _add(self, bodies: Sequence[tuple[str, dict[str, Any]]]) -> list[Record]:
+        self._make_ready()
+        records: list[Record] = []
+        head = self.head
+        for kind, body in bodies:
+            records.append(encode(len(self._records) + len(records), head, kind, body))
+            head = records[-1].digest
+        self._records += records
+        return records
 
     def _make_ready(self) -> None:
-        """Read, mend and open the log, once while the lock is held: nobody else appends until it is left."""
+        """Read and mend the log, once while the lock is held: nobody else appends until it is left."""
         if not self._lock.held:
             raise not_locked(self.id)
         self._tell()
@@ -234,86 +201,91 @@ class DiskLog:
             must_be_inside(self.path.parent, self._root)
             make_folder(self.path.parent)
             self._cut(self._read())
-            self._durable = self._end if self._durable is None else min(self._durable, self._end)
-            if self._fd < 0:
-                self._fd = open_end(self.path, self._end[0])
-                status = os.fstat(self._fd)
-                self._file = status.st_dev, status.st_ino
         self._mended = True
 
-    def _write(self, records: list[Record]) -> None:
-        """Put records into chain and file, or neither."""
-        data = b"".join(record.line + b"\n" for record in records)
-        at, count = self._end
-        self._mended = False  # until this is done: if it is interrupted, the next append looks at what is there
-        with write_errors(self.path, f"a record of checkpoint {self.id!r}"):
-            write_at(self._fd, data, at)
-        self._records += records
-        self._end = at + len(data), count + len(records)
-        self._mended = True
+    def _write(self) -> None:
+        """Write what is in the chain and not in the file; `_io` is held. A failure is kept for `_tell`, and never tried again.
 
-    def _make_durable(self) -> None:
-        with self._io:
-            self._sync()
-        self._tell()
+        It may be interrupted anywhere and called again: the same bytes go to the same place.
+        """
+        while self._failure is None and self._end[1] < len(self._records):
+            at, count = self._end
+            records = self._records[count:]
+            data = b"".join(record.line + b"\n" for record in records)
+            try:
+                with write_errors(self.path, f"a record of checkpoint {self.id!r}"):
+                    append_line(self.path, data, at, None if self._named else self._root)
+                    self._file = self._file or _identity(self.path)
+            except StoreError as error:
+                self._failure = error
+                return
+            self._named = True
+            self._end = at + len(data), count + len(records)
 
-    def _sync(self) -> None:
-        """Make what was written durable; `_io` is held. A failure is kept for `_tell`, and never tried again."""
-        end = self._end
-        if self._failure is not None or self._durable in (None, end):
-            return
-        try:
-            with write_errors(self.path, f"a record of checkpoint {self.id!r}"):
-                if not self._named:
-                    sync_names(self.path, self._root)
-                os.fdatasync(self._fd)
-                if not os.fstat(self._fd).st_nlink:
-                    raise FileNotFoundError(errno.ENOENT, "it was removed while it was written", os.fspath(self.path))
-        except StoreError as error:
-            self._failure = error
-            return
-        self._named, self._durable = True, end
-
-    def _sync_behind(self) -> None:
-        """What the thread does: sync, not too often, until everything is durable; then it ends."""
+    def _write_behind(self) -> None:
+        """What the thread does: write, not too often, until nothing is left, and end."""
         while True:
             self._hurry.wait(_TOGETHER)
             with self._io:
-                self._sync()
+                self._write()
             with self._guard:
-                if self._failure is not None or self._durable == self._end:
+                if self._failure is not None or self._end[1] == len(self._records):
                     self._asked = False
                     return
 
+    def finish(self) -> None:
+        """Wait until what was appended is in the file, or failed. Raises only what a signal's handler raises, and only then."""
+        interrupted: BaseException | None = None
+        self._hurry.set()
+        while self._lock.held:
+            try:
+                with self._io:
+                    self._write()
+                if (thread := self._thread) is not None:
+                    thread.join()
+                break
+            except BaseException as error:  # whoever interrupts must not let go of the lock while the thread is writing
+                interrupted = interrupted or error
+        if interrupted is not None:
+            raise interrupted
+
+    def _settle(self) -> None:
+        with self._io:
+            self._write()
+        self._tell()
+
     def _tell(self) -> None:
-        """Raise what failed. What is not durable then is neither in the chain nor in the file."""
+        """Raise what failed. What was not written is not in the chain then."""
         if self._failure is None:
             return
-        assert self._durable is not None
-        failure, self._told = self._failure, True
         with self._io:
-            with contextlib.suppress(OSError):  # the first error says more
-                os.ftruncate(self._fd, self._durable[0])
-            self._close()
-            self._end = self._durable
+            failure, self._told, self._mended = self._failure, True, False
             del self._records[self._end[1] :]
             if self._promised <= self._end[1]:  # only the caller's own: it knows, and can go on
                 self._failure, self._told = None, False
         raise failure
 
-    def _leave(self) -> None:
-        try:
-            self.finish()
-            if not self._told:
-                self._tell()
-        finally:
-            _synced_behind.discard(self)
-            self._close()
+    def _begin(self) -> None:
+        """Start anew: the lock was taken just now, perhaps in a fork of who had it before."""
+        del self._records[self._end[1] :]
+        self._mended = False
+        """Whether the log was read and mended since the lock was taken."""
+        self._failure: StoreError | None = None
+        self._told = False
+        self._promised = 0
+        """How many records were taken by `append_soon`, or are before one that was."""
+        self._thread: threading.Thread | None = None
+        self._asked = False
+        """Whether the thread will look at the chain once more."""
+        self._hurry = threading.Event()
+        self._io, self._guard = threading.Lock(), threading.Lock()
+        """Held by who writes or takes back; held to ask for the thread."""
 
-    def _close(self) -> None:
-        fd, self._fd, self._mended = self._fd, -1, False
-        if fd >= 0:
-            os.close(fd)
+    def _leave(self) -> None:
+        self.finish()
+        _written_behind.discard(self)
+        if self._failure is not None and not self._told:
+            self._tell()
 
     def _cut(self, torn: bytes) -> int:
         if torn:
@@ -327,14 +299,13 @@ class DiskLog:
         self.torn = 0
         """Bytes of a last line that was never finished, as of the last look."""
         self._end = 0, 0
-        """Bytes and records of the file that were read or written. One attribute, so that no interrupt comes between them."""
+        """Bytes and records of the file that were read or made durable; one attribute, so no interrupt comes between them."""
         self._file: tuple[int, int] | None = None
         self._named = False
         """Whether the names of this file and the folders above it are known to be durable."""
 
     def _read(self) -> bytes:
         """Take in what is new, and return the torn last line, if there is one."""
-        del self._records[self._end[1] :]  # nothing, unless a write was interrupted
         try:
             with open(open_file(self.path, self._root), "rb") as file, read_errors(self.path):
                 status = os.fstat(file.fileno())
@@ -368,6 +339,11 @@ def not_locked(id: str) -> StoreLockedError:
     )
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 def _corrupt(id: str, path: Path, line: int, reason: str) -> CorruptLogError:
     return CorruptLogError(
         f"The log of checkpoint {id!r} is damaged at line {line}: {reason}.",
@@ -378,13 +354,13 @@ def _corrupt(id: str, path: Path, line: int, reason: str) -> CorruptLogError:
     )
 
 
-_synced_behind: set[DiskLog] = set()
+_written_behind: set[DiskLog] = set()
 """The logs that may have a thread."""
 
 
 def _before_fork() -> None:
     # A child has no such thread, and Python warns of forks beside one.
-    for log in list(_synced_behind):
+    for log in list(_written_behind):
         log.finish()
 
 

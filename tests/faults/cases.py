@@ -39,6 +39,7 @@ _B = ("train", dict(trains=1, id="b", seed=1))
 CASES = {
     "create": Case("save", dict(records=1)),
     "save": Case("save", dict(records=3), before=(("save", dict(records=1)),)),
+    "soon": Case("soon", roles=("main",)),
     "train": Case("train", dict(trains=2), before=(("train", dict(trains=1)),)),
     "resume": Case("resume", before=(("save", dict(records=1)),)),
     "rename": Case("rename", before=(_A, _B), roles=("main",), may_go=("b",)),

@@ -49,6 +49,20 @@ def save(path: str, say: Say, *, records: int = 2, id: str = "a") -> None:
         say(_reached(log, n + 1, fresh=fresh))
 
 
+def soon(path: str, say: Say, *, records: int = 6, id: str = "a") -> None:
+    """Append records that become durable behind the caller: half of them by the thread, half when the lock is left."""
+    log = DiskBackend(path).log(id)
+    fresh = False
+    with log.lock():
+        log.refresh()
+        while (n := len(log.records)) < records:
+            log.append_soon("epoch", {"n": n})
+            fresh = True
+            if 2 * (n + 1) == records:
+                time.sleep(0.2)  # not that it must be enough: it is one order of the calls or another
+    say(_reached(log, fresh=fresh))
+
+
 def train(path: str, say: Say, *, trains: int = 2, id: str = "a", seed: int = 0) -> None:
     """Train a small module twice, and evaluate it."""
     store = ps.Store(path)
