@@ -169,7 +169,7 @@ class Checkpoint:
         call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence)
         call.guard = check_guard(guard, "train")
         if profile:
-            call.profile = Profile(state.device)
+            call.profile = Profile(state.device, train_dl)
         stream = call.run()
         with bars:
             for epoch in stream:

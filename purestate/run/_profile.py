@@ -1,7 +1,8 @@
-"""Where the time of a `train` goes: seconds by phase, told as a table."""
+"""Where the time of a `train` goes: seconds by phase, told as a table, and what could be done where data takes most of it."""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -20,15 +21,24 @@ _PHASES = {
 }
 
 
+_MUCH = 1 / 3
+"""The share of data from which on there is advice: loading ahead saves at most that."""
+
+_WORKERS = 4
+"""How many workers are advised at most; beyond that it depends on what else the machine does."""
+
+
 class Profile:
     """Adds up the seconds between laps. On an accelerator each lap waits for it, which costs time of its own.
 
     Args:
         device: Where the op computes.
+        loader: Where the batches come from: what advice is about.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, loader: Any = None) -> None:
         self._waits = device.type != "cpu"
+        self._loader = loader
         self.seconds: dict[str, float] = {}
         self.epochs = 0
         self._clock = time.perf_counter()
@@ -54,4 +64,21 @@ class Profile:
                 [phase, f"{seconds:.3f} s", f"{seconds / whole:.0%}", f"{1e3 * seconds / self.epochs:.2f} ms", _PHASES[phase]]
             )
         rows.append(["all", f"{whole:.3f} s", "100%", f"{1e3 * whole / self.epochs:.2f} ms", f"{self.epochs} computed epochs"])
-        return text_table(rows, ["phase", "time", "share", "an epoch", "what"])
+        table = text_table(rows, ["phase", "time", "share", "an epoch", "what"])
+        share = self.seconds.get("data", 0.0) / whole
+        return "\n".join(filter(None, (table, _advice(self._loader, share) if share > _MUCH else None)))
+
+
+def _advice(loader: Any, share: float) -> str | None:
+    """Return how less of the time would go into data; None where nothing loads ahead, as of tensors in memory."""
+    from torch.utils.data import DataLoader, IterableDataset
+
+    from purestate.data._memory import in_memory
+
+    workers = min(_WORKERS, os.cpu_count() or 1)
+    if not isinstance(loader, DataLoader) or loader.num_workers or in_memory(loader):
+        return None
+    advice = f"data is {share:.0%} of the time: DataLoader(num_workers={workers}"
+    if isinstance(loader.dataset, IterableDataset):
+        return f"{advice}) loads ahead, in the order that the dataset has with {workers} workers, which is another question"
+    return f"{advice}, persistent_workers=True) loads ahead, and gives the same batches"
