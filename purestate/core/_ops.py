@@ -191,7 +191,7 @@ class _Loop:
                 del out  # or its gradients would be in memory beside those of the next step
                 lap("metrics")
                 if keeper is not None:
-                    keeper.between(progress.position)
+                    keeper.between(progress.position, trained=True)
         if warming is not None:
             work.restore_rates()
         losses.check()
@@ -223,7 +223,7 @@ class _Loop:
             self._val_feed,
             self.key.derive(Tag.VALIDATE, n),
             self.metrics,
-            (lambda: None) if keeper is None else lambda: keeper.between(position),
+            (lambda: None) if keeper is None else lambda: keeper.between(position, trained=False),
         )
         self._tell(self._evaluate)
         self._lap("validation")

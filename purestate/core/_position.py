@@ -37,11 +37,12 @@ class Position:
 class Keeper(Protocol):
     """Somebody who keeps positions while `train` goes on, and who may end it between two steps."""
 
-    def between(self, position: Callable[[], Position] | None) -> None:
-        """Be told that a batch is behind, of training or of validation.
+    def between(self, position: Callable[[], Position] | None, *, trained: bool) -> None:
+        """Be told that a batch is behind.
 
         Args:
             position: Makes the position; None before the first step of the op, where the input is all there is.
+            trained: Whether it was one of training; else one of validation, which leaves the position as it was.
         """
         ...
 

@@ -6,6 +6,7 @@ records, the best of them follows from the records (`_select`), and what a kille
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
@@ -14,6 +15,7 @@ from typing import Any
 from purestate.core import _ops as ops
 from purestate.core._hash import short
 from purestate.core._plain import encode
+from purestate.core._position import Position
 from purestate.core._state import State
 from purestate.core._work import combine
 from purestate.data._feed import feed
@@ -43,6 +45,7 @@ class Computation:
         self._call, self._ledger = call, call.ledger
         self._live: ops.Epoch | None = None
         self._stop = Deferred()
+        self._found = Resumed()
         self._resumed: dict[str, Any] | None = None
         self._lap: Callable[[str], object] = call.profile.lap if call.profile is not None else lambda phase: None
 
@@ -61,6 +64,7 @@ class Computation:
                 return
             points = ResumePoints(self._ledger, train, call.state, call.metrics, call.cadence, self._stop, call.notify)
             try:
+                self._resume(train, points)
                 if not call.choose(train).complete:
                     yield from self._extend(train, points)
                 self._keep_missing(train)
@@ -98,7 +102,7 @@ class Computation:
         if n == 0:
             call.states[0] = ops.begun(call.state, call.state.key)
             return
-        for epoch, _ in self._epochs(train, self._nearest(train, n)):
+        for epoch, _ in self._epochs(train, self._nearest(train, n), stop=n):
             self._must_be_recorded(train, epoch)
             call.computed += epoch.n > 0
             if epoch.n == n:
@@ -135,8 +139,9 @@ class Computation:
         """Train from the furthest state that is kept until the selection is complete."""
         call = self._call
         self._ledger.backend.warm()
-        resumed, retention = self._resume(train, points), self._retention(train)
-        epochs = self._epochs(train, self._nearest(train, len(train.history()) - 1), resumed, points)
+        retention, start = self._retention(train), self._nearest(train, len(train.history()) - 1)
+        self._say_where(train, start)
+        epochs = self._epochs(train, start, points=points)
         with closing(epochs):
             while True:
                 with self._stop:  # a signal waits until the epoch is recorded, or until the step is done
@@ -162,23 +167,28 @@ class Computation:
         call.states.setdefault(epoch.n, epoch.state)
         self._live = None
 
-    def _resume(self, train: Trajectory, points: ResumePoints) -> Resumed:
-        """Take the states of a resume point, and say where the train goes on."""
-        call, reached = self._call, len(train.history()) - 1
-        found = points.load()
-        for error in found.damaged:
+    def _resume(self, train: Trajectory, points: ResumePoints) -> None:
+        """Take what a resume point holds, where nobody finished the train."""
+        call = self._call
+        self._found = points.load()
+        for error in self._found.damaged:
             call.notify(f"{error.problem} The resume point before it is used, or the last state that is kept.")
-        call.states |= found.states
-        if (best := call.choose(train).best) in found.states:
-            points.keep_best(best, found.states[best])
-        if (position := found.position) is not None and not self._nearest(train, reached) < position.n <= reached + 1:
-            found.position = None
-        if found.states or found.position is not None or found.damaged:
-            at = [self._nearest(train, reached), 0] if found.position is None else [found.position.n - 1, found.position.batch]
-            self._resumed = {"after": at, "damaged": [error.problem for error in found.damaged]}
-            batches = f" and {at[1]} batches" if at[1] else ""
-            call.notify(f"goes on after epoch {at[0]}{batches}.")
-        return found
+        call.states |= self._found.states
+        if (best := call.choose(train).best) in self._found.states:
+            points.keep_best(best, self._found.states[best])
+
+    def _position(self, train: Trajectory, start: int, stop: int) -> Position | None:
+        """The position at which to go on behind the state of epoch ``start``, on the way to that of ``stop``."""
+        found = self._found.position
+        return found if found is not None and start < found.n <= min(stop, len(train.history())) else None
+
+    def _say_where(self, train: Trajectory, start: int) -> None:
+        position, damaged = self._position(train, start, sys.maxsize), self._found.damaged
+        if position is None and start not in self._found.states and not damaged:
+            return
+        at = [start, 0] if position is None else [position.n - 1, position.batch]
+        self._resumed = {"after": at, "damaged": [error.problem for error in damaged]}
+        self._call.notify(f"goes on after epoch {at[0]}{f' and {at[1]} batches' if at[1] else ''}.")
 
     def _retention(self, train: Trajectory) -> Retention | None:
         keep, watch = self._call.keep, self._call.selection.watch
@@ -198,7 +208,7 @@ class Computation:
                 n = missing.pop(0)
                 retention.keep(n, call.state_at(train, n))
                 continue
-            with closing(self._epochs(train, self._nearest(train, missing[0]))) as epochs:
+            with closing(self._epochs(train, self._nearest(train, missing[0]), stop=missing[0])) as epochs:
                 for epoch, _ in epochs:
                     self._must_be_recorded(train, epoch)
                     call.computed += epoch.n > 0
@@ -214,15 +224,15 @@ class Computation:
         return self._call.state_at(train, n)
 
     def _epochs(
-        self, train: Trajectory, start: int, resumed: Resumed | None = None, points: ResumePoints | None = None
+        self, train: Trajectory, start: int, *, stop: int = sys.maxsize, points: ResumePoints | None = None
     ) -> Generator[tuple[ops.Epoch, float]]:
         """Yield epochs from core after ``start``, or from the position on, with the seconds that each took."""
         call = self._call
         self._must_begin_alike(train)
         notices: list[str] = []
         device = call.state.device
-        position = resumed.position if resumed is not None else None
-        before = resumed.seconds if resumed is not None and position is not None else 0.0
+        position = self._position(train, start, stop)
+        before = 0.0 if position is None else self._found.seconds
         if position is not None:
             state, start = position.state, position.n - 1
         else:

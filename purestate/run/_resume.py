@@ -103,11 +103,11 @@ class ResumePoints:
         """Take the state after epoch ``n``, owned, for the best so far."""
         self._best = (n, state) if n > 0 else None
 
-    def between(self, position: Callable[[], Position] | None) -> None:
+    def between(self, position: Callable[[], Position] | None, *, trained: bool) -> None:
         """Take a point if one is due. If a signal waits, take one, wait until it is durable, and let the signal happen."""
         if self._stop.pending is not None:
             self._leave(position)
-        elif self._is_due(epoch=False) and position is not None:
+        elif trained and position is not None and self._is_due(epoch=False):
             self._take(position(), first=True)
 
     def after(self, epoch: Epoch) -> None:

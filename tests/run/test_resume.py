@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 import purestate as ps
 from purestate.errors import NonFiniteLossError
-from purestate.run import _resume
 from tests.helpers import batch
 from tests.run.tiny import Ask, checkpoint
 
@@ -51,7 +50,11 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> ps.State:
 
 
 def interrupt(
-    monkeypatch: pytest.MonkeyPatch, ck: ps.Checkpoint, when: Callable[[], bool], error: type = KeyboardInterrupt
+    monkeypatch: pytest.MonkeyPatch,
+    ck: ps.Checkpoint,
+    when: Callable[[], bool],
+    error: type = KeyboardInterrupt,
+    **options: Any,
 ) -> None:
     def before() -> None:
         if when():
@@ -61,7 +64,7 @@ def interrupt(
     with monkeypatch.context() as patched:
         patched.setattr(Watched, "before", staticmethod(before))
         with pytest.raises(error):
-            train(ck)
+            train(ck, **options)
 
 
 def kinds(ck: ps.Checkpoint) -> list[str]:
@@ -89,8 +92,7 @@ def points(store: ps.Store) -> list[Path]:
 @pytest.fixture
 def two_points(disk, monkeypatch, undisturbed) -> ps.Store:
     """A store in which a train was interrupted as soon as there were two resume points."""
-    monkeypatch.setattr(_resume, "_TIMES_ITS_COST", 0)
-    interrupt(monkeypatch, checkpoint(disk), lambda: many(disk))
+    interrupt(monkeypatch, checkpoint(disk), lambda: many(disk), resume_every="epoch")
     return disk
 
 
