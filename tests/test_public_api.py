@@ -20,8 +20,10 @@ NAMES = """
     State Store Summary diff freeze init make_loss make_step metric metric_accuracy metric_binaccuracy plot_metrics
     set_lr setup state_hash to_module unfreeze
 """.split()
+# The functions of the module `ps.keep`.
+KEEP = "Policy all_of any_of best every last seconds".split()
 # Users get these from a call; what they are made from is no promise.
-NOT_BUILT_BY_USERS = {"Checkpoint", "State", "EpochView"}
+NOT_BUILT_BY_USERS = {"Checkpoint", "State", "EpochView", "keep.Policy"}
 SECTIONS = {"Args", "Attributes", "Returns", "Yields", "Raises", "Effects", "Example"}
 
 
@@ -34,8 +36,10 @@ def exported() -> list[str]:
 def functions() -> dict[str, Any]:
     """Return every public function, class and method of a public class, by dotted name."""
     found: dict[str, Any] = {}
-    for name in NAMES:
-        thing = getattr(ps, name)
+    for name, thing in {
+        **{name: getattr(ps, name) for name in NAMES},
+        **{f"keep.{name}": getattr(ps.keep, name) for name in KEEP},
+    }.items():
         found[name] = thing.fn if isinstance(thing, ps.Metric) else thing
         for attribute in dir(thing) if isinstance(thing, type) else ():
             member = inspect.getattr_static(thing, attribute)
@@ -69,6 +73,7 @@ FUNCTIONS = functions()
 
 def test_the_names_are_these_and_no_others():
     assert exported() == NAMES
+    assert sorted(dir(ps.keep)) == KEEP
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
