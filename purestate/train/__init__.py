@@ -27,6 +27,7 @@ from typing import Any
 
 from purestate.core._metrics import metric, metric_accuracy, metric_binaccuracy
 from purestate.errors import SetupError
+from purestate.run import _policy
 from purestate.train._checkpoint import Cache, ModelCheckpoint
 from purestate.train._delete import delete_model
 from purestate.train._model import Model
@@ -35,6 +36,8 @@ from purestate.train._plot import plot_lr_vs_loss, plot_metrics
 from purestate.train._said import TrainHistory
 from purestate.train._warmup import WarmUpLR
 
+keep = _policy
+
 __all__ = [
     "Cache",
     "Model",
@@ -42,6 +45,7 @@ __all__ = [
     "TrainHistory",
     "WarmUpLR",
     "delete_model",
+    "keep",
     "metric",
     "metric_accuracy",
     "metric_binaccuracy",

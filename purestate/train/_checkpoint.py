@@ -14,6 +14,7 @@ from purestate.run import Checkpoint, EpochView
 from purestate.run._answers import History, counted
 from purestate.run._chain import READERS
 from purestate.run._load import metrics_of
+from purestate.run._policy import Policy
 from purestate.run._setup import SetupOptions
 from purestate.train._board import Board
 from purestate.train._ops import Reads, Trains, advice
@@ -159,6 +160,23 @@ class ModelCheckpoint(_Named, Trains):
 
             display(figure)
         return figure
+
+    @property
+    def kept(self) -> dict[int, list[int]]:
+        """The epochs whose states are kept, by train, see `purestate.Checkpoint.kept`."""
+        return self._log.kept
+
+    def prune(self, keep: Policy, op: int | None = None) -> dict[int, list[int]]:
+        """Drop epochs that were kept and that a policy does not keep, see `purestate.Checkpoint.prune`.
+
+        Args:
+            keep: Which epochs to keep.
+            op: The number of the train, from 0; all of them if left out.
+
+        Returns:
+            The epochs that were dropped, by train. ``model.store.gc()`` frees their bytes.
+        """
+        return self._log.prune(keep, op)
 
     def reset(self, op: int = 0) -> None:
         """Void a train of the checkpoint and those that follow, see `purestate.Checkpoint.reset`.

@@ -12,6 +12,7 @@ from purestate.core._state import State
 from purestate.errors import PureStateError, SetupError, StaleRecordError
 from purestate.run import Checkpoint, Curve, EpochView, setup
 from purestate.run._checkpoint import MetricLike
+from purestate.run._policy import Policy
 from purestate.run._setup import SetupOptions
 from purestate.train._said import Lines, TrainHistory
 
@@ -135,6 +136,7 @@ class Trains(Reads):
         patience: int = 0,
         warmup: int = 0,
         metrics: Sequence[MetricLike] = (),
+        keep: Policy | None = None,
         progress: bool = True,
         guard: GuardMode = "first",
     ) -> TrainHistory:
@@ -152,6 +154,7 @@ class Trains(Reads):
             patience: Stop after so many epochs without a new best; 0 never stops.
             warmup: During so many epochs the learning rate rises linearly, step by step, and the schedulers are held back.
             metrics: Functions ``(y_pred, y_true)`` that return a sum over the batch; see `metric`.
+            keep: The epochs that are kept beside the last and the best, as in ``train.keep.last(3) | train.keep.every(10)``.
             progress: Whether bars are shown while something is computed, in a terminal or a notebook.
             guard: When it is looked whether forward, loss and metrics move what belongs to no state: ``'first'`` in the first
                 steps, ``'always'`` in each, ``'off'`` never. See `purestate.run.Checkpoint.train`.
@@ -187,6 +190,7 @@ class Trains(Reads):
                 patience=patience,
                 warmup=warmup,
                 metrics=metrics,
+                keep=keep,
                 on_epoch=on_epoch,
                 progress=progress,
                 guard=guard,
