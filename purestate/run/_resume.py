@@ -117,11 +117,11 @@ class ResumePoints:
             self._take(epoch)
 
     def leave_after(self, epoch: Epoch) -> None:
-        """Take a point at the end of an epoch after which a signal will happen."""
-        if epoch.n > 0 and self._keeps:
-            self._take(epoch)
-            self.close()
-        self._say(epoch.n, "")
+        """Take a point at the end of an epoch, wait until it is durable, and let the signal happen that waits."""
+        if epoch.n > 0:
+            self._leave_at(epoch, epoch.n, "")
+        else:
+            self._stop.deliver()
 
     def release(self) -> None:
         """Wait until nobody reads the tensors of a position or of an epoch any more."""
@@ -142,17 +142,26 @@ class ResumePoints:
             copy.result()
 
     def _leave(self, position: Callable[[], Position] | None) -> None:
-        if position is not None and self._keeps:
+        if position is None:
+            self._stop.deliver()
+        else:
             now = position()
-            self._take(now)
-            self.close()
-            self._say(now.n - 1, f" and {now.batch} batches of epoch {now.n}")
-        self._stop.deliver()
+            self._leave_at(now, now.n - 1, f" and {now.batch} batches of epoch {now.n}")
 
-    def _say(self, epochs: int, more: str) -> None:
-        if self._keeps:
-            done = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-            self._notify(f"stopped after {done}{more}. Run it again to go on from there.")
+    def _leave_at(self, found: Position | Epoch, epochs: int, more: str) -> None:
+        if not self._keeps:
+            return self._stop.deliver()
+        self._take(found)
+        self.close()
+        done = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+        farewell = f"stopped after {done}{more}. Run it again to go on from there."
+        if self._stop.ends:
+            self._notify(farewell)
+        try:
+            self._stop.deliver()
+        except BaseException:
+            self._notify(farewell)
+            raise
 
     def _is_due(self, *, epoch: bool) -> bool:
         now = time.monotonic()

@@ -17,7 +17,7 @@ class Deferred:
     """Notes the first SIGINT or SIGTERM in place of what would happen; a second one happens at once.
 
     Handlers are installed while it is entered, in the main thread only, and those that were there are put back. A signal that
-    is ignored stays ignored. What was noted happens when it is left, or earlier where `deliver` is called.
+    is ignored stays ignored. What was noted happens when it is left, also by an error, or earlier where `deliver` is called.
 
     Attributes:
         pending: The signal that was noted, or None.
@@ -33,9 +33,12 @@ class Deferred:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._put_back()
-        if error is None:
-            self._raise()
-        self.pending = None
+        self._raise()
+
+    @property
+    def ends(self) -> bool:
+        """Whether what was noted ends the process, without anybody being asked."""
+        return self._before.get(self.pending or 0) is signal.SIG_DFL
 
     def deliver(self) -> None:
         """Let happen what was noted; where that returns, go on as before."""
