@@ -50,7 +50,13 @@ class ListFeed:
         """Do nothing: there is nothing to let go of."""
 
 
-def feed(loader: Any, *, device: torch.device | None = None, notify: Callable[[str], object] = lambda text: None) -> Feed:
+def feed(
+    loader: Any,
+    *,
+    device: torch.device | None = None,
+    notify: Callable[[str], object] = lambda text: None,
+    batches: int | None = None,
+) -> Feed:
     """Return the feed of a loader.
 
     Args:
@@ -58,6 +64,8 @@ def feed(loader: Any, *, device: torch.device | None = None, notify: Callable[[s
             for one, or a list or tuple of batches. Never moved.
         device: Where the batches are to be. None and the CPU leave them where they are.
         notify: Told before batches are read again because an epoch goes on in the middle, and why that has to be.
+        batches: What `Feed.batches` was for the same data. An iterable dataset without a length is else read once to count
+            them.
 
     Raises:
         UnsupportedError: Something else was given, the loader's class iterates in its own way, or a
@@ -80,7 +88,7 @@ def feed(loader: Any, *, device: torch.device | None = None, notify: Callable[[s
     if isinstance(loader, DataLoader):
         _refuse_own_iteration(loader)
         if isinstance(loader.dataset, IterableDataset):
-            return IterableFeed(loader, device, notify)
+            return IterableFeed(loader, device, notify, batches)
         return (MemoryFeed if in_memory(loader) else MapFeed)(loader, device)
     if isinstance(loader, list | tuple):
         return ListFeed(cast("Sequence[Batch]", loader), device)

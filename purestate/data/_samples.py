@@ -11,11 +11,10 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, default_collate, default_convert, get_worker_info
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from purestate.core._batch import Batch
 from purestate.core._key import Key, Tag
@@ -160,9 +159,8 @@ class StreamSamples(IterableDataset[Any]):
                 yield sample
 
 
-@dataclass(slots=True)
-class Read:
-    """A batch of an iterable dataset, and where the one who read it stands now.
+class Read(NamedTuple):
+    """A batch of an iterable dataset, and where the one who read it stands now. A tuple, which a loader knows how to pin.
 
     Args:
         batch: As the user's collate function gave it.
@@ -175,10 +173,6 @@ class Read:
     reader: int
     place: str
     digest: str | None
-
-    def pin_memory(self) -> Read:
-        """Return the same with the batch in pinned memory, as a loader asks for it."""
-        return Read(pin_memory(self.batch), self.reader, self.place, self.digest)
 
 
 class StreamCollate:

@@ -37,7 +37,11 @@ class IterableFeed(Private):
     """
 
     def __init__(
-        self, loader: DataLoader[Any], device: torch.device | None, notify: Callable[[str], object] = lambda text: None
+        self,
+        loader: DataLoader[Any],
+        device: torch.device | None,
+        notify: Callable[[str], object] = lambda text: None,
+        batches: int | None = None,
     ) -> None:
         if isinstance(loader.dataset, IterDataPipe):
             pipe = getattr(loader.dataset, "_datapipe", loader.dataset)  # a DataLoader wraps the pipe that it was given
@@ -47,7 +51,7 @@ class IterableFeed(Private):
                 fix="Write it as an IterableDataset, or give a list of batches.",
             )
         self._notify = notify
-        self._expected = loader_length(loader) if hasattr(loader.dataset, "__len__") else None
+        self._expected = loader_length(loader) if hasattr(loader.dataset, "__len__") else batches
         self._stream = StreamSamples(loader.dataset, Seeder(loader.dataset, loader.collate_fn))
         self._home = Home(loader.dataset) if loader.num_workers == 0 else None
         super().__init__(

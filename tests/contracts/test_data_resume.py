@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from purestate.code import describe
+from purestate.data._fingerprint import describe_data
 from tests.contracts import loaders
 from tests.contracts.loaders import LOADERS, go_on, whole
 
@@ -62,6 +64,12 @@ def test_neither_order_nor_values_of_map_style_data_depend_on_workers(name: str)
     kind = name.rpartition(",")[0]
     kind = {"map, persistent": "map, shuffled", "map, spawned": "map, shuffled"}.get(kind, kind)
     assert uninterrupted(name) == uninterrupted(f"{kind}, 0 workers")
+
+
+@pytest.mark.parametrize("name", [name for name in LOADERS if name.startswith("StatefulDataLoader, st")])
+def test_a_stateful_loader_asks_the_question_of_a_plain_one(name: str) -> None:
+    plain = LOADERS[name.removeprefix("StatefulDataLoader, ")]
+    assert describe_data(LOADERS[name].make(), describe) == describe_data(plain.make(), describe)
 
 
 def test_torchdata_is_there_where_the_tests_are_run_for_everybody() -> None:

@@ -250,6 +250,9 @@ def test_iterable_lengths() -> None:
     unsized = feed(DataLoader(Stream(), batch_size=4))
     assert isinstance(unsized, IterableFeed)
     assert (unsized.batches, unsized.samples) == (4, 16)
+    assert feed(DataLoader(Stream(), batch_size=4), batches=4).batches == 4
+    with pytest.raises(BatchError, match=r"Expected 3 batches.*gave at least 4"):
+        list(feed(DataLoader(Stream(), batch_size=4), batches=3).epoch(KEY))
     sized = SizedStream()
     assert (feed(DataLoader(sized, batch_size=4)).batches, feed(DataLoader(sized, batch_size=4)).samples) == (4, N)
     assert feed(DataLoader(sized, batch_size=4, drop_last=True)).samples == 12
