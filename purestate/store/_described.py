@@ -22,9 +22,13 @@ from purestate.core._hash import leaf_bytes, short, tree_hash
 from purestate.errors import CorruptItemError, MissingSnapshotError
 from purestate.store._files import files_below, must_be_inside, open_file, read_file
 from purestate.store._layout import ITEM_META
+from purestate.store._record import unseal
 from purestate.store._tensors import LeafMeta
 
 __all__ = ["Description", "corrupt", "damaged_files", "describe_item", "missing", "must_have_room", "suspect"]
+
+_UNSEALED = b'{"format":1,"leaves":'
+"""How descriptions begin that were written before they had a digest."""
 
 _INLINE = 1 << 10
 """Leaves of so few bytes may be packed in the nodes of Orbax's tree, so the files can be smaller than they are together."""
@@ -40,7 +44,9 @@ class Description:
     leaves: dict[str, LeafMeta]
     """By name."""
     files: dict[str, dict[str, Any]]
-    """Size, and of small ones the hash, of Orbax's files; nothing in items of the first version."""
+    """Size, and of small ones the hash, of Orbax's files; nothing where that is not known to be what was noted."""
+    intact: bool
+    """Whether every byte is as it was written. The leaves are in any case: the item is named by them."""
 
 
 def describe_item(root: Path, folder: Path, digest: str, what: str) -> Description:
@@ -58,6 +64,7 @@ def describe_item(root: Path, folder: Path, digest: str, what: str) -> Descripti
             raise corrupt(folder, what, digest, None, "the file is missing", file=ITEM_META) from None
         raise missing(digest, what, path=os.fspath(folder)) from None
     try:
+        intact = data.startswith(_UNSEALED) or unseal(data.removesuffix(b"\n")) is not None
         found = json.loads(data)
         leaves = {name: LeafMeta.from_json(fields) for name, fields in found["leaves"].items()}
         files = {name: _file(fields) for name, fields in found.get("files", {}).items()}
@@ -66,7 +73,7 @@ def describe_item(root: Path, folder: Path, digest: str, what: str) -> Descripti
     if (actual := tree_hash({name: meta.hash for name, meta in leaves.items()})) != digest:
         reason = f"its leaves hash to {short(actual)}, not {short(digest)}"
         raise corrupt(folder, what, digest, None, reason, actual, file=ITEM_META)
-    return Description(leaves, files)
+    return Description(leaves, files if intact else {}, intact)
 
 
 def must_have_room(root: Path, folder: Path, leaves: Mapping[str, LeafMeta], what: str, digest: str | None) -> None:

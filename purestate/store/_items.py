@@ -104,6 +104,8 @@ class Items:
         try:
             folder = self._layout.item(digest)
             about = self.describe(digest, what)
+            if not about.intact:
+                yield corrupt(folder, what, digest, None, "its bytes differ from their digest", file=ITEM_META)
             must_have_room(self._layout.root, folder, about.leaves, what, digest)
             for name, reason in damaged_files(folder, about.files, hashed=hashed):
                 yield corrupt(folder, what, digest, None, reason, file=name)

@@ -1,4 +1,7 @@
-"""The journal of a store: acts on the store itself, such as deleting a checkpoint, which no checkpoint's log can hold."""
+"""The journal of a store: acts on the store itself, such as deleting a checkpoint, which no checkpoint's log can hold.
+
+Each line is sealed, as a record is, but stands alone: one that is damaged is left out, and told by `Journal.bad_lines`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ from typing import Any, cast
 from purestate.store._files import append_line, read_file, write_errors
 from purestate.store._layout import Layout
 from purestate.store._locks import FileLock
-from purestate.store._record import to_json
+from purestate.store._record import seal, to_json, unseal
 
 __all__ = ["Journal", "entry"]
+
+_UNSEALED = b'{"act":'
+"""How lines begin that were written before they had a digest."""
 
 
 class Journal:
@@ -30,17 +36,17 @@ class Journal:
         Effects:
             A line in the journal. A last line that a crash cut short is ended first, and stays as it is.
         """
-        line = to_json(entry(act, details), "an entry of the journal").encode("ascii") + b"\n"
+        line = seal(to_json(entry(act, details), "an entry of the journal")[1:].encode("ascii")) + b"\n"
         with self._lock.hold(10.0), write_errors(self._path, "a line of the journal"):
             old = self._read()
             append_line(self._path, line if old.endswith(b"\n") or not old else b"\n" + line, len(old), self._root)
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return what was noted, oldest first, without lines that a crash cut short."""
+        """Return what was noted, oldest first, without lines that a crash cut short or that were damaged."""
         return [found for found in map(_parse, self._read().split(b"\n")) if found is not None]
 
     def bad_lines(self) -> list[int]:
-        """Return the numbers, from 1, of lines that hold no act: a crash cut them short, or somebody edited them."""
+        """Return the numbers, from 1, of lines that hold no act: a crash cut them short, or they were damaged or edited."""
         lines = self._read().split(b"\n")
         return [number for number, line in enumerate(lines, 1) if line and _parse(line) is None]
 
@@ -65,8 +71,11 @@ def _user() -> str:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+    if line.startswith(_UNSEALED):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+    else:
+        found = unseal(line)
     return cast(dict[str, Any], found) if type(found) is dict and type(found.get("act")) is str else None

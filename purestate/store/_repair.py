@@ -15,7 +15,7 @@ from purestate.errors import StoreError, StoreLockedError
 from purestate.store._layout import Layout
 from purestate.store._locks import FileLock
 from purestate.store._report import Finding, GcReport, RepairReport
-from purestate.store._sweep import Leftover, empty_trash, leftovers, must_know_every_log, size_of, throw_away
+from purestate.store._sweep import Leftover, empty_trash, leftovers, must_know_every_log, size_of, throw_away, trash
 
 if TYPE_CHECKING:
     from purestate.store._disk import DiskBackend
@@ -35,7 +35,7 @@ def repair(backend: DiskBackend, layout: Layout) -> RepairReport:
     """
     done: list[str] = []
     left: list[str] = []
-    trash = size_of(layout.trash)
+    before = trash(layout)
     by_lock: dict[str | None, list[Leftover]] = {None: []}
     for leftover in leftovers(layout):
         by_lock.setdefault(leftover.id, []).append(leftover)
@@ -61,12 +61,13 @@ def repair(backend: DiskBackend, layout: Layout) -> RepairReport:
                 _throw(layout, by_lock[None], done)
         except StoreLockedError:
             left += [_below(layout, leftover) for leftover in by_lock[None]]
-    if trash:
+    emptied = empty_trash(layout)
+    if not frozenset(before).isdisjoint(emptied.gone):
         done.append("trash: what was being removed is gone")
-    freed = empty_trash(layout)
+    left += [f"trash/{name}" for name in emptied.left]
     if done:
-        backend.journal("repair", done=done, bytes=freed)
-    return RepairReport(tuple(done), tuple(left), freed)
+        backend.journal("repair", done=done, bytes=emptied.bytes)
+    return RepairReport(tuple(done), tuple(left), emptied.bytes)
 
 
 def collect(
@@ -99,7 +100,7 @@ def collect(
 def odd_lines(numbers: Iterable[int]) -> Iterator[Finding]:
     """Yield a finding for each line of the journal that holds no act."""
     for number in numbers:
-        what = "the line holds no act: a crash cut it short, or it was edited"
+        what = "the line holds no act: a crash cut it short, or it was damaged"
         yield Finding("torn", f"journal.jsonl, line {number}", what, "Nothing depends on it, and the lines behind it are read.")
 
 

@@ -66,7 +66,7 @@ class RepairReport:
 
     Args:
         done: What it mended, a sentence each.
-        left: What it left alone, since a process may be writing it now.
+        left: What it left alone, since a process may be writing it now, or the system did not let it be removed.
         bytes: How many bytes it freed.
     """
 

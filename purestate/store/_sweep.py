@@ -19,7 +19,7 @@ from purestate.store._files import files_below, make_folder, must_be_inside, syn
 from purestate.store._layout import ITEM_META, Layout, is_id
 from purestate.store._report import Finding
 
-__all__ = ["Leftover", "empty_trash", "leftovers", "must_know_every_log", "size_of", "strays", "throw_away"]
+__all__ = ["Emptied", "Leftover", "empty_trash", "leftovers", "must_know_every_log", "size_of", "strays", "throw_away", "trash"]
 
 _TMP = re.compile(r"tmp-[0-9a-f]{24}")
 _TORN = re.compile(r"torn-[0-9a-f]{24}")
@@ -36,6 +36,18 @@ class Leftover:
     what: str
     id: str | None
     """The checkpoint whose lock its writer holds; None for the lock of the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """What became of the trash."""
+
+    gone: tuple[str, ...]
+    """The names of what is no longer there."""
+    left: tuple[str, ...]
+    """The names of those that could not be removed, or not whole."""
+    bytes: int
+    """How many bytes are free again."""
 
 
 def leftovers(layout: Layout) -> Iterator[Leftover]:
@@ -58,7 +70,7 @@ def strays(layout: Layout, named: Collection[str] | None) -> Iterator[Finding]:
     """
     for leftover in leftovers(layout):
         yield Finding("rubbish", _below(layout, leftover.path), leftover.what, "store.repair() removes it.")
-    for name in _names(layout.trash):
+    for name in trash(layout):
         yield Finding("rubbish", f"trash/{name}", "was being removed when its remover was killed, or is just now", _REPAIR)
     for path in _foreign(layout):
         remedy = "Nothing of purestate reads or removes it. Move it out of the store."
@@ -108,21 +120,29 @@ def throw_away(layout: Layout, paths: Collection[Path]) -> None:
             sync_folder(parent)
 
 
-def empty_trash(layout: Layout) -> int:
-    """Remove what is in the trash, and return how many bytes that were. Another process may be doing the same."""
-    if not os.path.lexists(layout.trash):
-        return 0
-    must_be_inside(layout.trash / "x", layout.root)
+def trash(layout: Layout) -> list[str]:
+    """Return the names of what is in the trash."""
+    return _names(layout.trash)
+
+
+def empty_trash(layout: Layout) -> Emptied:
+    """Remove what is in the trash, as far as the system lets us. Another process may be doing the same."""
+    gone, left = list[str](), list[str]()
     freed = 0
-    for name in _names(layout.trash):
+    if os.path.lexists(layout.trash):
+        must_be_inside(layout.trash / "x", layout.root)
+    for name in trash(layout):
         path = layout.trash / name
-        freed += size_of(path)
+        before = size_of(path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 path.unlink()
-    return freed
+        stays = os.path.lexists(path)
+        (left if stays else gone).append(name)
+        freed += before - (size_of(path) if stays else 0)
+    return Emptied(tuple(gone), tuple(left), freed)
 
 
 def size_of(path: Path) -> int:

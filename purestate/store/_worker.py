@@ -121,7 +121,7 @@ def _write(folders: list[dict[str, Any]], memory: mmap.mmap, save: Any) -> None:
         if not folder["seal"]:
             folder["meta"]["files"] = _files(folder["tmp"])
         with open(os.path.join(folder["tmp"], folder["meta_name"]), "x", encoding="ascii") as file:
-            file.write(_meta(folder["meta"], folder["seal"]))
+            file.write(_meta(folder["meta"]))
 
 
 def _write_step(step: dict[str, Any], memory: mmap.mmap) -> None:
@@ -165,12 +165,10 @@ def _hash(memory: mmap.mmap, offset: int, length: int) -> str:
         return blake3(part).hexdigest()
 
 
-def _meta(meta: dict[str, Any], seal: bool) -> str:
-    text = json.dumps(meta, separators=(",", ":"))
-    if not seal:
-        return text + "\n"
+def _meta(meta: dict[str, Any]) -> str:
     from blake3 import blake3
 
+    text = json.dumps(meta, separators=(",", ":"))
     return f'{{"digest":"{blake3(text[1:].encode("ascii")).hexdigest()}",{text[1:]}\n'
 
 

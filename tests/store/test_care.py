@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,38 @@ def test_rubbish_and_foreign_files_are_found_and_only_rubbish_is_removed(backend
     assert repaired.bytes == 9 * len(rubbish)
     assert {f.place for f in check(backend, items_of, "items").findings} == set(foreign)
     assert backend.has(digest)
+
+
+def test_what_cannot_be_removed_is_left_and_not_counted(backend, run):
+    """Root may remove everything, so the one who repairs becomes nobody."""
+    record(backend, "a", 1)
+    trash = backend.path / "trash"
+    for name, mode in (("gone", 0o777), ("half", 0o777), ("half/stays", 0o555)):
+        (trash / name).mkdir(parents=True)
+        (trash / name / "x").write_bytes(b"x" * 100)
+        (trash / name).chmod(mode)
+    for path in [backend.path, *(path for path in backend.path.rglob("*") if path.relative_to(backend.path).parts[0] != "trash")]:
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    trash.chmod(0o777)
+    for path in [parent for parent in backend.path.parents if parent.owner() == backend.path.owner()][:3]:
+        path.chmod(path.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    out = run(
+        """
+import os, sys
+from purestate.store._disk import DiskBackend
+import purestate.store._repair
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+report = DiskBackend(sys.argv[1]).repair()
+print(report.done, report.left, report.bytes)
+""",
+        backend.path,
+    )
+    assert out == "('trash: what was being removed is gone',) ('trash/half',) 200\n"
+    assert found(backend) == [("rubbish", "trash/half")]
+    (trash / "half" / "stays").chmod(0o777)
+    assert backend.repair().bytes == 100
 
 
 def test_missing_and_unnamed_items_are_told_apart(any_backend):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -196,6 +197,33 @@ def test_a_flipped_byte_is_never_restored(backend):
     assert {error.path for error in errors} == {str(folder)}
     assert {None, "w"} <= {error.leaf for error in errors} <= {None, "w", "b.c", "e"}
     assert identical(backend.get(digest), leaves)
+
+
+def test_no_byte_of_a_description_changes_unnoticed(backend):
+    leaves = {"w": torch.arange(20.0)}
+    digest = digest_of(leaves)
+    backend.put({digest: leaves})
+    path = backend.item_path(digest) / ITEM_META
+    data = path.read_bytes()
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        faults = list(backend.faults(digest, "an item", hashed=True))
+        assert faults
+        assert faults[0].file == ITEM_META, faults[0]
+        with contextlib.suppress(CorruptItemError):  # the leaves are known by the item's name, and may still be readable
+            assert identical(backend.get(digest), leaves)
+
+
+def test_a_description_from_before_they_were_sealed_is_read(backend):
+    leaves = {"w": torch.arange(20.0)}
+    digest = digest_of(leaves)
+    backend.put({digest: leaves})
+    path = backend.item_path(digest) / ITEM_META
+    sealed = json.loads(path.read_bytes())
+    del sealed["digest"]
+    path.write_text(json.dumps(sealed, separators=(",", ":")) + "\n")
+    assert identical(backend.get(digest), leaves)
+    assert list(backend.faults(digest, "an item", hashed=True)) == []
 
 
 def test_a_damaged_value_names_its_leaf(backend):
