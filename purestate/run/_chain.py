@@ -142,6 +142,14 @@ class Trajectory:
             self._history.append(_metrics(self.epochs[len(self._history)]))
         return self._history
 
+    def answered(self) -> set[tuple[int, str]]:
+        """How far each of its answers goes, and what it watches."""
+        found: set[tuple[int, str]] = set()
+        for record in self.done:
+            with as_recorded(record):
+                found.add((record.body["last"], str(record.body["selection"]["watch"])))
+        return found
+
     def past(self, last: int, watch: str) -> Past:
         """What a retention policy is told of the epochs up to ``last``, where ``watch`` is watched."""
         history = self.history()
@@ -153,12 +161,17 @@ class Trajectory:
     def higher(self) -> frozenset[str]:
         """The metrics of which higher values are better."""
         before, after = "metrics.", ".higher_is_better"
-        parts = {name: value for name, value in self.question["parts"].items() if name.startswith(before) and value is True}
-        return frozenset(name.removeprefix(before).removesuffix(after) for name in parts if name.endswith(after))
+        with as_recorded(self.start):
+            names = [name for name, value in self.question["parts"].items() if value is True]
+        return frozenset(name[len(before) : -len(after)] for name in names if name.startswith(before) and name.endswith(after))
 
     def in_answers(self) -> set[int]:
         """The epochs that its answers keep: the last and the best of each."""
-        return {int(n) for record in self.done for n in record.body["kept"]}
+        found: set[int] = set()
+        for record in self.done:
+            with as_recorded(record):
+                found.update(map(int, record.body["kept"]))
+        return found
 
     def kept_epochs(self) -> set[int]:
         """The epochs that have a snapshot."""
@@ -257,6 +270,8 @@ class Chain:
 
     def _on_keep(self, record: RecordLike) -> None:
         of, n = record.leading("of", "n")  # likewise: a snapshot is long
+        if type(n) is not int:
+            raise TypeError(f"{n!r} is no epoch")
         self._by_start[of].keeps[n] = record
         self._by_start[of].dropped.pop(n, None)
 
@@ -295,6 +310,8 @@ def _must_have_its_fields(record: RecordLike) -> None:
         wrong.append("parent")
     if record.kind == "done" and body["best"] is not None and str(body["best"]) not in body["kept"]:
         wrong.append("best")
+    if record.kind == "done" and not isinstance(body["out"].get("hash"), str):
+        wrong.append("out")
     if wrong:
         raise TypeError(f"{wrong[0]!r} is of another kind")
 

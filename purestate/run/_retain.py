@@ -41,7 +41,7 @@ class Retention:
             Items in the store and records, durable on return, where there is something to keep or to drop.
         """
         train, last = self._train, len(self._train.history()) - 1
-        wanted = _wanted(train, self._policy, {(last, self._watch), *_answered(train)})
+        wanted = _wanted(train, self._policy, {(last, self._watch), *train.answered()})
         if n in wanted and n not in train.kept_epochs():
             self.keep(n, state)
         ours = {m for m, kept in train.keeps.items() if m not in wanted and kept.body.get("policy") == repr(self._policy)}
@@ -91,7 +91,7 @@ def prune(ledger: Ledger, policy: Policy, op: int | None) -> dict[int, list[int]
         finished = [(number, train) for number, train, _ in chain.finished() if op is None or number == op]
         gone: dict[int, list[int]] = {}
         for number, train in finished:
-            answered = _answered(train)
+            answered = train.answered()
             names = {name.removeprefix("val_") for entry in train.history() for name in entry if name.startswith("val_")}
             for _, watch in answered:
                 _check_ranks(policy, watch, names, f"prune: train {number}")
@@ -104,10 +104,6 @@ def prune(ledger: Ledger, policy: Policy, op: int | None) -> dict[int, list[int]
 def _wanted(train: Trajectory, policy: Policy, asked: Iterable[tuple[int, str]]) -> set[int]:
     """The epochs that a policy wants for any of several answers: how far each goes, and what it watches."""
     return set[int]().union(*(policy.kept(train.past(last, watch)) for last, watch in asked))
-
-
-def _answered(train: Trajectory) -> set[tuple[int, str]]:
-    return {(record.body["last"], record.body["selection"]["watch"]) for record in train.done}
 
 
 def _drop(ledger: Ledger, train: Trajectory, epochs: Collection[int], policy: Policy) -> None:

@@ -26,6 +26,10 @@ JUNK += [
 
 ACTS = {
     "load": lambda store: store.load("a").verify(),
+    "load an epoch": lambda store: store.load("a", epoch=2).verify(),
+    "inspect an epoch": lambda store: store.inspect("a", epoch=2),
+    "kept": lambda store: store.open("a", echo=None).kept,
+    "prune": lambda store: store.open("a", echo=None).prune(ps.keep.last(1)),
     "load best": lambda store: store.load("a", best=True).verify(),
     "check": lambda store: store.check("items"),
     "gc": lambda store: store.gc(dry_run=True),
@@ -43,7 +47,7 @@ def written() -> tuple[ps.MemoryStore, list[Record]]:
     """A store with every kind of record, and those records."""
     store = ps.MemoryStore()
     ck = checkpoint(store)
-    s1 = ck.train(ck.root(start(**Ask().recipe)), loader(), loader(4, seed=1), epochs=2)
+    s1 = ck.train(ck.root(start(**Ask().recipe)), loader(), loader(4, seed=1), epochs=4, keep=ps.keep.last(1) | ps.keep.every(2))
     ck.evaluate(s1, loader())
     ck.predict(s1, loader())
     ck.reset("evaluate")
@@ -77,7 +81,7 @@ def relinked(records: list[Record], n: int, body: dict[str, Any]) -> list[Record
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_any_part_of_a_record_may_be_anything(written, seed):
     store, records = written
     draw = random.Random(seed)
