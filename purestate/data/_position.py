@@ -22,7 +22,7 @@ __all__ = ["Given", "Numbered", "batch_digest", "freeze", "is_stateful", "thaw"]
 
 Json = Any
 
-_READ = 1 << 20
+_READ = 1 << 18
 """About how many bytes of a tensor are read for a digest: every n-th sample, so that it takes a fraction of a millisecond."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
