@@ -66,13 +66,13 @@ class Known:
         calls: How many batches of the kind there were.
         program: Its captured step, once there is one.
         attributes: The plain attributes of module and loss, under which it was captured.
-        compiled: The same step as a compiler made it, where somebody asked for that.
+        compiled: What `_inductor` made of the same trace, where somebody asked for that.
     """
 
     calls: int = 0
     program: Program | None = None
     attributes: Mapping[str, Any] | None = None
-    compiled: Program | None = None
+    compiled: object = None
 
     def keep(self, program: Program | None, attributes: Mapping[str, Any] | None = None) -> None:
         """Keep this program in the place of another; None for none."""

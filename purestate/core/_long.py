@@ -119,7 +119,7 @@ class Long:
         if form is None:
             return False
         for group in groups:
-            if not form.takes(group):
+            if group["fused"] or not form.takes(group):
                 return False
         for group, runs in zip(groups, self._runs, strict=True):
             for run in runs.values():

@@ -151,7 +151,7 @@ class _Loop:
         self._feed, self._val_feed, self._keeper, self._notices = feed, val_feed, keeper, notices
         self._told: set[str] = set()
         self.work = Working(state)
-        self._train = _gradient_runner(state.recipe, metrics, guard)
+        self._train = _gradient_runner(state.recipe, metrics, guard, self.work)
         self._evaluate = _evaluate_runner(state.recipe, metrics, guard)
         if val_feed is None:
             self.work.refuse_metric_schedulers()
@@ -316,13 +316,13 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = (), guard:
         )
 
 
-def _gradient_runner(recipe: Recipe, metrics: Sequence[Metric], guard: GuardMode) -> Runner:
+def _gradient_runner(recipe: Recipe, metrics: Sequence[Metric], guard: GuardMode, work: Working) -> Runner:
     step = make_gradient_step(recipe.template, recipe.objective(), metrics)
     kept = kept_for(recipe, metrics, training=True)
     if recipe.compile == "inductor":
         from purestate.core._inductor import InductorRunner
 
-        return InductorRunner(step, kept=kept, guard=guard)
+        return InductorRunner(step, update=work.optimizer_step, kept=kept, guard=guard)
     return Runner(step, kept=kept, guard=guard)
 
 
@@ -422,8 +422,8 @@ def find_lr(
     rates = [min_rate * (max_rate / min_rate) ** (i / max(steps - 1, 1)) for i in range(steps)]
     losses: list[torch.Tensor] = []
     with isolated(state):
-        runner = _gradient_runner(recipe, (), guard)
         work = Working(state.replace(recipe=bare, epoch_scheduler=None, step_scheduler=None, origin=state.origin))
+        runner = _gradient_runner(recipe, (), guard, work)
         seeds = key.fold_in(Tag.STEP).seeds(0, steps).tolist()
         for n in range(epochs):
             with closing(feed.epoch(key.derive(Tag.ORDER, n + 1))) as batches:

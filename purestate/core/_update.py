@@ -17,15 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from purestate.core._joined import Joined
 from purestate.core._long import Long, lengthened
 from purestate.core._recipe import Clip
 
-__all__ = ["Update"]
+__all__ = ["TAKEN", "Update"]
 
 _ELEMENTWISE = frozenset({"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"})
 """Classes of `torch.optim` in which an element of a parameter depends on no other element."""
 _MOST_TRIES = 4
 """How often tensors are laid out again because other parameters got a gradient."""
+TAKEN: dict[str, Tensor | None] = {}
+"""In the place of gradients: the step that gave them has updated the parameters, too. See `Update.joined`."""
 _everywhere: Any = importlib.import_module("torch.optim.optimizer")  # where the hooks of all optimizers are
 
 
@@ -47,14 +50,19 @@ class Update:
         self._long: Long | None = None
         self._usual = _is_usual(optimizer)
         self._tries = _MOST_TRIES
+        self._joined: Joined | None = None
+        self._joins = self._usual and clip.norm is None and clip.value is None
 
     def __call__(self, gradients: Mapping[str, Tensor | None]) -> None:
         """Take a step.
 
         Args:
             gradients: By parameter, in the order of the parameters; None where it had no part in the loss. Clipping
-                changes them in place.
+                changes them in place. `TAKEN` where nothing is left to do.
         """
+        if gradients is TAKEN:
+            return
+        self._part()
         given = list(gradients.values())
         usual = self._usual and not _hooked(self._optimizer)
         if self._long is not None and not (usual and self._long.fits(given)):
@@ -79,8 +87,35 @@ class Update:
         for parameter in self._list:
             parameter.grad = None
 
+    def joined(self) -> Joined | None:
+        """Return the step of now as part of somebody else's graph, or None if it has to be taken here.
+
+        Whoever takes it calls this object with `TAKEN` afterwards. It is the same as before as long as a graph made of it
+        may be called again.
+        """
+        if not self._joins or _hooked(self._optimizer):
+            return None
+        if self._joined is not None and not self._joined.fits():
+            self._part()
+        if self._joined is None:
+            if self._long is not None:
+                self._long.settle()
+                self._long = None
+            try:
+                self._joined = Joined(self._optimizer, self._parameters, self._tensors)
+            except ValueError:
+                return None
+        return self._joined
+
+    def _part(self) -> None:
+        if self._joined is not None:
+            self._joined.settle()
+            self._joined = None
+
     def settle(self) -> None:
         """Make the optimizer's own state that of now, the counters of each parameter included."""
+        if self._joined is not None:
+            self._joined.settle()
         if self._long is not None:
             self._long.settle()
 

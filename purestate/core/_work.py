@@ -76,7 +76,7 @@ class Working:
         factories = {name: getattr(recipe, name) for name in _SCHEDULERS}
         kept = {name: getattr(state, name) for name in _SCHEDULERS}
         self.optimizer, self._schedulers = start(recipe.optimizer, state.optimizer, factories, kept, self._parameters)
-        self._update = Update(self.optimizer, self._parameters, self.params, recipe.clip)
+        self.optimizer_step = Update(self.optimizer, self._parameters, self.params, recipe.clip)
         self._lent: list[torch.Tensor] = []
         self._held: list[Any] = []  # the learning rates that `set_rates` replaced: floats, or tensors where they were given so
 
@@ -87,7 +87,7 @@ class Working:
             gradients: By parameter; None where it had no part in the loss. Clipping changes them in place.
             buffers: As the step left them: the working set's own, or what the module assigned instead.
         """
-        self._update(gradients)
+        self.optimizer_step(gradients)
         if self._lent:
             # what was lent has changed, and not all that changes it is counted by torch
             torch.autograd.graph.increment_version(self._lent)
@@ -132,13 +132,13 @@ class Working:
         """Step the step scheduler, if there is one."""
         if (live := self._schedulers.get("step_scheduler")) is not None:
             if not type(live.scheduler).__module__.startswith("torch."):
-                self._update.settle()  # a user's scheduler may look at the optimizer's state; torch's do not
+                self.optimizer_step.settle()  # a user's scheduler may look at the optimizer's state; torch's do not
             step_scheduler(live)
 
     def epoch_scheduler(self, metric: float | None) -> None:
         """Step the epoch scheduler, if there is one; a plateau scheduler steps on ``metric``."""
         if (live := self._schedulers.get("epoch_scheduler")) is not None:
-            self._update.settle()
+            self.optimizer_step.settle()
             step_scheduler(live, metric)
 
     def refuse_metric_schedulers(self) -> None:
@@ -154,7 +154,7 @@ class Working:
 
     def lend(self, **rest: Any) -> State:
         """Return the state as it is now, over the working tensors: true until the next step."""
-        self._update.settle()
+        self.optimizer_step.settle()
         optimizer = export_optimizer(self.optimizer, self._parameters)
         fields: dict[str, Any] = dict.fromkeys(_SCHEDULERS)
         if self._writes_frozen:
