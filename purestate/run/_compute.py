@@ -130,7 +130,7 @@ class Computation:
                 "base": state.origin.base or state.hash,
                 "acts": list(state.origin.acts),
                 "parent": state.origin.parent,
-                "environment": environment(state.device),
+                "environment": environment(state.device, *self._call.loaders),
             },
         )
         return next(train for train in self._ledger.chain.trains if train.start.seq == record.seq)
@@ -239,7 +239,8 @@ class Computation:
             state = call.state if start == 0 else call.state_at(train, start)
         train_dl, val_dl = call.loaders
         with ExitStack() as closed:
-            train_feed = call.progress.watch(closed.enter_context(closing(feed(train_dl, device=device))), "train")
+            batches = closed.enter_context(closing(feed(train_dl, device=device, notify=call.notify)))
+            train_feed = call.progress.watch(batches, "train")
             val_feed = None
             if val_dl is not None:
                 val_feed = call.progress.watch(closed.enter_context(closing(feed(val_dl, device=device))), "val")

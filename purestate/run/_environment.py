@@ -15,11 +15,12 @@ VERSION = "0.1.0"
 """The version of purestate."""
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, *loaders: Any) -> dict[str, Any]:
     """Return the environment as plain JSON.
 
     Args:
         device: Where the op runs.
+        loaders: Where its batches come from; of each is told how many workers load. A worker computes on one thread.
     """
     facts: dict[str, Any] = {
         **_versions(),
@@ -29,6 +30,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
+    if loaders:
+        facts["workers"] = [None if loader is None else getattr(loader, "num_workers", 0) for loader in loaders]
     if device.type == "cuda":
         facts["device_name"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda
