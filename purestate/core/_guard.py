@@ -207,13 +207,12 @@ class Guard:
                 fix="Draw without generator=, from torch's own: the key of the op seeds it at each step. guard='off' lets it be.",
                 path=path,
             )
+        name = path.rpartition(".")[2]
+        buffer = f": self.register_buffer({name!r}, torch.tensor(0))" if path not in after.outside and name.isidentifier() else ""
         return ImpurityError(
             f"a step moved {path}{_from_to(path, before, after)}{more}, which is in no state.",
             cause="It builds up from step to step, and a resumed run would start it anew.",
-            fix=(
-                "Keep it in a buffer: self.register_buffer('name', torch.tensor(0)). Return it as a metric if you only want to "
-                "see it, or let it be with guard='off', if nothing depends on it."
-            ),
+            fix=f"Keep it in a buffer{buffer or ' of the module'}. Or let it be with guard='off', if nothing depends on it.",
             path=path,
         )
 
@@ -251,7 +250,7 @@ def _depends(leaf: str, kept: list[str]) -> ImpurityError:
         return ImpurityError(
             f"a step gave other bits in {leaf} than on a new module: it reads what an earlier step left in {names}.",
             cause="That is in no state, and a resumed run would not have it.",
-            fix="Keep it in a buffer: self.register_buffer('name', torch.zeros(...)). guard='off' lets it be.",
+            fix="Keep it in a buffer, which a state has: self.register_buffer(name, tensor). guard='off' lets it be.",
             path=kept[0],
         )
     return ImpurityError(
