@@ -41,6 +41,7 @@ CASES = {
     "save": Case("save", dict(records=3), before=(("save", dict(records=1)),)),
     "soon": Case("soon", roles=("main",)),
     "train": Case("train", dict(trains=2), before=(("train", dict(trains=1)),)),
+    "keep": Case("keep"),
     "resume": Case("resume", before=(("save", dict(records=1)),)),
     "rename": Case("rename", before=(_A, _B), roles=("main",), may_go=("b",)),
     "gc": Case("gc", before=(_A, _B, ("acts", {})), roles=("main",)),

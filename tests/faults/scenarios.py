@@ -19,7 +19,7 @@ from purestate.store._disk import DiskBackend
 from purestate.store._log import DiskLog
 from tests.run.tiny import Ask, checkpoint
 
-__all__ = ["acts", "leaves_of", "resume", "save", "train"]
+__all__ = ["acts", "keep", "leaves_of", "resume", "save", "train"]
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -73,6 +73,21 @@ def train(path: str, say: Say, *, trains: int = 2, id: str = "a", seed: int = 0)
         say(_reached(ck._ledger.log, value=state.hash, fresh=not _was_cached(ck)))
     loss = ck.evaluate(state, ask.val_dl)
     say(_reached(ck._ledger.log, value=loss, fresh=not _was_cached(ck)))
+
+
+def keep(path: str, say: Say) -> None:
+    """Train with epochs that are kept and dropped again, and drop more of them."""
+    ask, ck = Ask(), checkpoint(ps.Store(path))
+
+    def told(epoch: ps.EpochView) -> None:
+        if epoch.n > 0:  # all of them are kept when they are finished
+            say(_reached(ck._ledger.log, value=epoch.hash, fresh=not epoch.cached))
+
+    policy = ps.keep.last(2) | ps.keep.every(3)
+    state = ck.train(ask.state(), ask.train_dl, ask.val_dl, epochs=5, keep=policy, on_epoch=told)
+    say(_reached(ck._ledger.log, value=state.hash, fresh=not _was_cached(ck)))
+    dropped = ck.prune(ps.keep.last(1))
+    say(_reached(ck._ledger.log, value=str(ck.kept), fresh=bool(dropped)))
 
 
 def resume(path: str, say: Say) -> None:

@@ -14,7 +14,19 @@ from tests.faults.cases import CASES
 from tests.faults.one import disturb, reproduce
 from tests.faults.shim import EVERYTHING, Fault
 
-QUICK = {"create": 5, "save": 5, "soon": 4, "train": 3, "resume": 3, "acts": 3, "rename": 3, "gc": 3, "repair": 3, "copy": 3}
+QUICK = {
+    "create": 5,
+    "save": 5,
+    "soon": 4,
+    "train": 3,
+    "keep": 3,
+    "resume": 3,
+    "acts": 3,
+    "rename": 3,
+    "gc": 3,
+    "repair": 3,
+    "copy": 3,
+}
 PLACES = [(name, role) for name, case in CASES.items() for role in case.roles]
 WAYS = [("fail", errno.EIO), ("full", errno.ENOSPC), ("fail", errno.ENOSPC)]
 WRITES = frozenset({"open", "write", "fsync", "fdatasync", "mkdir"})
