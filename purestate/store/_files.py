@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 from purestate.errors import StoreError, StoreWriteError
@@ -204,15 +204,16 @@ def write_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def append_line(path: Path, line: bytes, at: int, root: Path | None) -> None:
+def append_line(path: Path, line: bytes, at: int, names: Iterable[Path], *, durable: bool = True) -> None:
     """Write ``line`` at the end of a file, which is at byte ``at``, durably, or leave the file as it was.
 
     Args:
         path: The file. It is created if it is not there and ``at`` is 0.
         line: What to write.
         at: Where it ends.
-        root: The store, to make the names of file and folders durable first; None if this process did so already. That they
-            are there does not say it: who made them may have been killed before the sync.
+        names: Folders of which the entries are made durable first, unless this process did so already. That the names are
+            there does not say it: who made them may have been killed before the sync.
+        durable: Whether to wait for the disk.
 
     Raises:
         OSError: The write or the sync failed. It is not tried again: after a failed sync the system may report success
@@ -221,22 +222,16 @@ def append_line(path: Path, line: bytes, at: int, root: Path | None) -> None:
     create = 0 if at else os.O_CREAT  # one that somebody removed meanwhile must not come back with a hole
     fd = os.open(path, os.O_WRONLY | create | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        if root is not None:
-            _sync_names(path, root)
+        for folder in names:
+            sync_folder(folder)
         done = 0
         while done < len(line):
             done += os.pwrite(fd, line[done:], at + done)
-        os.fdatasync(fd)
+        if durable:
+            os.fdatasync(fd)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error says more; a torn line is cut off by the next writer
             os.ftruncate(fd, at)
         raise
     finally:
         os.close(fd)
-
-
-def _sync_names(path: Path, root: Path) -> None:
-    for folder in path.parents:
-        sync_folder(folder)
-        if folder == root.parent:
-            return

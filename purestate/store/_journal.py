@@ -29,9 +29,15 @@ class Journal:
     def __init__(self, layout: Layout) -> None:
         self._root, self._path = layout.root, layout.journal
         self._lock = FileLock(layout.journal_lock, "the journal")
+        self._named = False
 
-    def append(self, act: str, details: dict[str, Any]) -> None:
-        """Note an act, durably.
+    def append(self, act: str, details: dict[str, Any], *, durable: bool = True) -> None:
+        """Note an act.
+
+        Args:
+            act: What was done.
+            details: To what.
+            durable: Whether to wait for the disk. Else it is durable with the next act for which somebody waits.
 
         Effects:
             A line in the journal. A last line that a crash cut short is ended first, and stays as it is.
@@ -39,7 +45,9 @@ class Journal:
         line = seal(to_json(entry(act, details), "an entry of the journal")[1:].encode("ascii")) + b"\n"
         with self._lock.hold(10.0), write_errors(self._path, "a line of the journal"):
             old = self._read()
-            append_line(self._path, line if old.endswith(b"\n") or not old else b"\n" + line, len(old), self._root)
+            names = () if self._named or not durable else (self._root,)
+            append_line(self._path, line if old.endswith(b"\n") or not old else b"\n" + line, len(old), names, durable=durable)
+            self._named |= durable
 
     def entries(self) -> list[dict[str, Any]]:
         """Return what was noted, oldest first, without lines that a crash cut short or that were damaged."""

@@ -214,7 +214,7 @@ class DiskLog:
             data = b"".join(record.line + b"\n" for record in records)
             try:
                 with write_errors(self.path, f"a record of checkpoint {self.id!r}"):
-                    append_line(self.path, data, at, None if self._named else self._root)
+                    append_line(self.path, data, at, () if self._named else self.path.parents[:2])
                     self._file = self._file or _identity(self.path)
             except StoreError as error:
                 self._failure = error
@@ -302,7 +302,7 @@ class DiskLog:
         """Bytes and records of the file that were read or made durable; one attribute, so no interrupt comes between them."""
         self._file: tuple[int, int] | None = None
         self._named = False
-        """Whether the names of this file and the folders above it are known to be durable."""
+        """Whether the names of this file and its folder are known to be durable."""
 
     def _read(self) -> bytes:
         """Take in what is new, and return the torn last line, if there is one."""
