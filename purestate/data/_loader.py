@@ -200,13 +200,16 @@ class Pass(Iterator[Any]):
             self._seeder.put_back(self._states)
 
 
+_CHANGED = "Bring the data back as it was; or void the train with ck.reset(op), and train on the data as it is now."
+
+
 def is_behind(start: int, batches: int) -> bool:
     """Tell whether an epoch is over before batch ``start``, and raise if it never had so many batches."""
     if start > batches:
         raise DataChangedError(
             f"Expected at least {start} batches, for so many were given before the interruption, but the epoch has {batches}.",
             cause="The data became shorter.",
-            fix="Bring it back as it was; or begin the epoch again, on the data as it is now.",
+            fix=_CHANGED,
         )
     return start == batches
 
@@ -216,7 +219,7 @@ def changed(start: int) -> DataChangedError:
     return DataChangedError(
         f"Batch {start - 1} of the epoch, read again to go on behind it, is not what was given before the interruption.",
         cause="The data, the sampler or a transform changed since, or it draws from what no key seeds, such as the clock.",
-        fix="Bring the data back as it was; or begin the epoch again, on the data as it is now.",
+        fix=_CHANGED,
     )
 
 

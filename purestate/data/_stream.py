@@ -88,7 +88,7 @@ class IterableFeed(Private):
             raise BatchError(
                 f"Expected num_workers={len(position['before'])}, with which the epoch began, got {self._loader.num_workers}.",
                 cause="The number of workers decides the order of an iterable dataset.",
-                fix="Give the loader as many again, or begin the epoch again.",
+                fix="Give the loader as many again, or void the train with ck.reset(op).",
             )
         source = _Source(partial(self._begin, key), workers, self._expected)
         return _StreamEpoch(source, self._give, self._notify, start, position)
