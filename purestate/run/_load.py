@@ -16,7 +16,7 @@ from purestate.errors import MissingSnapshotError, SetupError, StateError, TreeM
 from purestate.run._chain import RecordLike, Trajectory, as_recorded
 from purestate.run._ledger import Ledger
 
-__all__ = ["Selected", "answer_of", "backup_of", "load", "metrics_of", "recipe_of", "select", "snapshot_of"]
+__all__ = ["Selected", "answer_of", "backup_of", "load", "metrics_of", "recipe_of", "select", "snapshot_of", "train_of"]
 
 
 def answer_of(ledger: Ledger, op: int | None = None) -> tuple[Trajectory, RecordLike]:
@@ -90,7 +90,7 @@ def select(ledger: Ledger, *, op: int | None = None, best: bool = False, epoch: 
         return Selected(train, record, snapshot_of(record, best=best), _epoch_of(record, best=best), record.body["last"])
     if best:
         raise SetupError(f"load: best=True and epoch={epoch!r} ask for two states.", fix="Give one of them.", argument="epoch")
-    train = _train_of(ledger, op)
+    train = train_of(ledger, op)
     if epoch not in train.epochs:
         raise MissingSnapshotError(
             f"checkpoint {ledger.id!r}, train {ledger.chain.index(train)} has no epoch {epoch!r}; "
@@ -142,7 +142,7 @@ def _epoch_of(record: RecordLike, *, best: bool) -> int:
     return body["best"] if best and body["best"] is not None else body["returned"]
 
 
-def _train_of(ledger: Ledger, op: int | None) -> Trajectory:
+def train_of(ledger: Ledger, op: int | None) -> Trajectory:
     """Return a train of which epochs may be kept, finished or not; the last if ``op`` is left out."""
     trains = ledger.chain.binding()
     if not trains or (op is not None and op not in range(len(trains))):

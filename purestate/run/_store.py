@@ -314,8 +314,8 @@ class _Store:
         """
         self._backend.rename(old, new)
 
-    def export_orbax(self, id: str, path: str | Path) -> Path:
-        """Write the answers of a checkpoint as Orbax's ``CheckpointManager`` does, one step an op.
+    def export_orbax(self, id: str, path: str | Path, *, op: int | None = None) -> Path:
+        """Write the answers of a checkpoint as Orbax's ``CheckpointManager`` does, one step an op; or the epochs of one.
 
         ``orbax.checkpoint.CheckpointManager(path).restore(op)`` then returns a dict of subtrees (``'params'``, ``'buffers'``,
         ``'frozen'``, ``'ema'``, ``'optimizer'``, ``'extra'``, those that there are) of arrays by name. Names are escaped as in
@@ -324,6 +324,7 @@ class _Store:
         Args:
             id: The checkpoint.
             path: A folder that does not exist yet, or is empty.
+            op: A train of which the epochs that are kept are written, one step an epoch, in place of the answers.
 
         Returns:
             The folder.
@@ -339,7 +340,7 @@ class _Store:
         """
         from purestate.run._export import export_orbax
 
-        return export_orbax(Ledger(self._backend, id, must_exist=True), Path(path).absolute())
+        return export_orbax(Ledger(self._backend, id, must_exist=True), Path(path).absolute(), op)
 
     def delete(self, id: str) -> None:
         """Remove a checkpoint: its log and resume points. Its items stay, since other checkpoints may share them.

@@ -439,6 +439,15 @@ def test_a_reset_voids_what_was_kept(store):
     assert {3, 6} <= set(ck.kept[0])
 
 
+def test_an_export_has_the_kept_epochs_as_steps(store, tmp_path):
+    ck = checkpoint(store)
+    train(ck, keep=keep.every(3))
+    folder = store.export_orbax("a", tmp_path / "export", op=0)
+    assert sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) == ck.kept[0]
+    with pytest.raises(errors.MissingSnapshotError, match="no train 1 with an epoch"):
+        store.export_orbax("a", tmp_path / "other", op=1)
+
+
 def test_plain_orbax_finds_a_kept_epoch(disk, states):
     train(checkpoint(disk), keep=keep.every(2))
     assert disk.path("a", epoch=4) != disk.path("a", epoch=2)
