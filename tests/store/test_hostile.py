@@ -225,15 +225,26 @@ def test_bytes_that_were_packed_to_become_many(backend, bounded):
         backend.get(digest)
 
 
+def _places(place: list[Any]) -> Iterator[Any]:
+    """Yield places of a leaf in a vector that are none."""
+    for i, others in enumerate((["os", "no", 3], [[1 << 40], [-1], ["x"], [1 << 70], 3], ["1", 3], [64, -64, 1, 1 << 70, "0"])):
+        yield from ([*place[:i], other, *place[i + 1 :]] for other in others)
+    yield from ([], 3, None, place[:3])
+
+
 def test_a_resume_point_that_claims_too_much_is_none(backend, bounded):
     backend.save_resume("a", {"n": 1}, {"t": {"w": torch.ones(2)}}).result()
     path = backend.path / "checkpoints" / "a" / "resume" / "00000001" / "point.json"
     good = json.loads(path.read_bytes())
-    leaf = good["leaves"]["0.w"]
+    vector, place = good["leaves"]["0"], good["trees"]["t"]["w"]
+    assert place == ["float32", [2], "0", 0]
     for change in (
-        {"leaves": {"0.w": leaf | {"shape": [1 << 40]}}},
-        {"leaves": {"0.w": leaf | {"shape": [0]}}, "trees": {"t": ["w", "x"]}},
+        {"leaves": {"0": vector | {"shape": [1 << 40]}}},
+        {"leaves": {"0": vector | {"shape": [0]}}},
+        {"leaves": {}},
         {"leaves": 3},
+        *({"trees": {"t": {"w": changed}}} for changed in _places(place)),
+        {"trees": {"t": ["w"]}},
         {"trees": [1]},
         {"body": 3},
     ):
