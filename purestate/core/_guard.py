@@ -4,7 +4,8 @@ What a step moves beside the tensors of a state (an attribute, a global variable
 record, so a resumed run would not have it. `Guard` looks at attributes and at what `_reach` finds before and after a step.
 What moved is allowed if it does not build up: the step runs again on copies, its module with the attributes of a new one, and
 has to leave there what it left before and to give the same bits. So a mask that is made once, or weights that
-attention keeps for a look, pass; a counter does not. Writes to frozen parameters are found by the step itself.
+attention keeps for a look, pass; a counter does not. A global variable that the first step of a process sets for good is taken
+for such a mask, whatever it was made from. Writes to frozen parameters are found by the step itself.
 """
 
 from __future__ import annotations

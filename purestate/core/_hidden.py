@@ -109,6 +109,8 @@ class Attributes:
 class New:
     """The plain attributes of modules as they are when this is made, to lend them out again later.
 
+    What cannot be copied is shared by all loans.
+
     Args:
         *modules: Modules that have not been called yet, with all their submodules. Not modified.
 
@@ -142,13 +144,20 @@ class New:
 
     def _copied(self, attributes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         memo: dict[int, Any] = dict(self._theirs)
-        return [{name: copy.deepcopy(value, memo) for name, value in of.items()} for of in attributes]
+        return [{name: _copied(value, memo) for name, value in of.items()} for of in attributes]
 
     def _bind(self, attributes: list[dict[str, Any]]) -> None:
         for module, mine in zip(self._modules, attributes, strict=True):
             for name in _plain(module):
                 del vars(module)[name]
             vars(module).update(mine)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # a lock, a file: a class that holds one copies itself in its own way, and the copies share it
+        return value
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -137,6 +138,14 @@ def test_attributes_are_put_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), new.lent():
         made[1].calls = 1 // 0
     assert made[1].calls == 4
+
+
+def test_what_cannot_be_copied_is_shared() -> None:
+    lock, seen = threading.Lock(), []
+    made = module(lock=lock, seen=seen)
+    with New(made).lent():
+        assert made[1].lock is lock
+        assert made[1].seen is not seen
 
 
 def test_a_module_of_the_attributes_of_rnns_runs_on_loan() -> None:
