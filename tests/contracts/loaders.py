@@ -245,8 +245,8 @@ def rows() -> dict[str, Row]:
         "map, sampler": workers_of(partial(loader, Noisy, sampler=Backwards()), (0, 2)),
         "map, batch sampler": workers_of(samplers, (0, 2)),
         "map, collate": workers_of(partial(loader, Noisy, collate_fn=noisy_collate), (0, 2)),
-        "map, persistent": workers_of(partial(loader, Noisy, shuffle=True, persistent_workers=True), (2,)),
-        "map, spawned": workers_of(partial(loader, Noisy, shuffle=True, **spawned), (1,), cuts=(2,), fresh=False),
+        "map, shuffled, persistent": workers_of(partial(loader, Noisy, shuffle=True, persistent_workers=True), (2,)),
+        "map, shuffled, spawned": workers_of(partial(loader, Noisy, shuffle=True, **spawned), (1,), cuts=(2,), fresh=False),
         "stream": workers_of(partial(loader, Stream), replays=no_state),
         "stream, drop_last": workers_of(partial(loader, Stream, drop_last=True), (0, 2), cuts=(1, 4), replays=no_state),
         "stream, forgets": workers_of(partial(loader, Forgets), (0, 2), replays="does not bring it back"),
@@ -297,12 +297,13 @@ def whole(row: Row) -> tuple[list[str], list[Any]]:
     return found, positions
 
 
-def go_on(row: Row, cut: int, position: Any) -> tuple[list[str], list[Any], list[str]]:
+def go_on(row: Row, cut: int, position: Any, size: int) -> tuple[list[str], list[Any], list[str]]:
     """Return the digests of the batches behind a cut, the positions behind each, and what was said."""
     said: list[str] = []
     found: list[str] = []
     positions: list[Any] = []
-    with closing(feed(row.make(), notify=said.append)) as batches, closing(batches.epoch(KEY, cut, position)) as epoch:
+    source = feed(row.make(), notify=said.append, batches=size)
+    with closing(source), closing(source.epoch(KEY, cut, position)) as epoch:
         assert epoch.position() == position
         for batch in epoch:
             found += digests([batch])
@@ -312,6 +313,6 @@ def go_on(row: Row, cut: int, position: Any) -> tuple[list[str], list[Any], list
 
 if __name__ == "__main__":
     answers: dict[str, Any] = {}
-    for name, positions_of_row in json.load(sys.stdin).items():
-        answers[name] = {cut: go_on(LOADERS[name], int(cut), position) for cut, position in positions_of_row.items()}
+    for name, (size, positions_of_row) in json.load(sys.stdin).items():
+        answers[name] = {cut: go_on(LOADERS[name], int(cut), position, size) for cut, position in positions_of_row.items()}
     print(json.dumps(answers))
