@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from purestate.core._hash import short
 from purestate.core._state import State
-from purestate.errors import MetricError, SetupError
+from purestate.errors import MetricError, ReplayError, SetupError
 from purestate.run._chain import Trajectory
 from purestate.run._ledger import Ledger
 from purestate.run._policy import Policy
@@ -50,9 +51,22 @@ class Retention:
     def keep(self, n: int, state: State) -> None:
         """Keep the state after a recorded epoch.
 
+        Raises:
+            ReplayError: It is not the state that was recorded: the question was accepted for another input, for example.
+
         Effects:
             Items in the store and a record, durable on return.
         """
+        recorded = self._train.epochs[n].body["hash"]
+        if state.hash != recorded:
+            raise ReplayError(
+                f"checkpoint {self._ledger.id!r}: the state after epoch {n} was recorded as {short(recorded)}, and this one is "
+                f"{short(state.hash)}.",
+                cause="The train was accepted as the answer for another input.",
+                fix="Keep epochs of the input that was recorded, or ask under another checkpoint id.",
+                expected=recorded,
+                actual=state.hash,
+            )
         taken, items = snapshot(state)
         self._ledger.put(items)
         self._ledger.append("keep", {"of": self._train.start.seq, "n": n, "state": taken, "policy": repr(self._policy)})

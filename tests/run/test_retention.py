@@ -14,6 +14,7 @@ import purestate as ps
 from purestate import errors
 from purestate.run._lineage import restore_parent
 from purestate.run._maintain import items_of, named, needed
+from purestate.run._retain import Retention
 from tests.helpers import assert_trees_identical, batch
 from tests.run.tiny import Ask, checkpoint, loader, start
 
@@ -169,6 +170,35 @@ def test_an_epoch_that_differs_when_it_is_computed_again_is_told(store, monkeypa
     monkeypatch.setattr(Shifted, "by", 0.0)
     ask.of(ck, keep=keep.every(1))
     assert ck.kept[0][-4:] == [1, 2, 3, 4]
+
+
+def test_what_is_kept_has_the_hash_that_was_recorded(store, states):
+    ck = checkpoint(store)
+    train(ck)
+    before = ck.head
+    with ck._ledger.writing() as chain:
+        retention = Retention(ck._ledger, chain.trains[0], keep.every(1), "loss")
+        with pytest.raises(errors.ReplayError, match="the state after epoch 3 was recorded as b3:"):
+            retention.keep(3, states[2])
+        assert ck.head == before
+        retention.keep(3, states[3])
+    assert store.load("a", epoch=3) == states[3]
+
+
+def test_a_kept_epoch_that_is_damaged_is_written_anew(disk, states):
+    ck = checkpoint(disk)
+    train(ck, keep=keep.every(1))
+    for path in disk.path("a", epoch=3).rglob("*"):
+        if path.parent.name == "d":
+            path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    other = ps.Store(disk._disk.path)
+    with pytest.raises(errors.CorruptItemError, match="of epoch 3 of record"):
+        dict(other.load("a", epoch=3).params)
+    again = checkpoint(ps.Store(disk._disk.path))
+    again.prune(keep.last(1))
+    train(again, keep=keep.every(1))
+    assert ps.Store(disk._disk.path).load("a", epoch=3) == states[3]
+    assert ps.Store(disk._disk.path).check("bytes").ok
 
 
 class Shifted(Dataset):
