@@ -180,7 +180,10 @@ class Computation:
     def _position(self, train: Trajectory, start: int, stop: int) -> Position | None:
         """The position at which to go on behind the state of epoch ``start``, on the way to that of ``stop``."""
         found = self._found.position
-        return found if found is not None and start < found.n <= min(stop, len(train.history())) else None
+        if found is None or not start < found.n <= min(stop, len(train.history())):
+            return None
+        # without the evaluation before the first epoch there is nothing to begin a history with
+        return found if 0 in train.epochs or self._call.loaders[1] is None else None
 
     def _say_where(self, train: Trajectory, start: int) -> None:
         position, damaged = self._position(train, start, sys.maxsize), self._found.damaged

@@ -192,6 +192,7 @@ class ResumePoints:
         def hand_over() -> Any:
             if isinstance(found, Position):
                 body["position"]["sums"] = encode(found.sums.plain())
+            self._ledger.log.flush()  # a point is of use only behind the records of the epochs before it
             return self._ledger.backend.save_resume(self._ledger.id, body, trees)
 
         self._copy = _Copy(hand_over)

@@ -142,6 +142,10 @@ class Log(Protocol):
         """
         ...
 
+    def flush(self) -> None:
+        """Make durable what `append_soon` took so far. From any thread; what fails is raised by the next append."""
+        ...
+
     def extend(self, records: Sequence[Record]) -> None:
         """Append records of another log as they are, durably, and all of them or none.
 

@@ -144,6 +144,11 @@ class DiskLog:
             self._settle()
         return record
 
+    def flush(self) -> None:
+        """Make durable what `append_soon` took so far. From any thread; what fails is raised by the next append."""
+        with self._io:
+            self._write()
+
     def extend(self, records: Sequence[Record]) -> None:
         """Append records of another log as they are, durably, and all of them or none.
 

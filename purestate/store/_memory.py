@@ -234,6 +234,9 @@ class _MemoryLog:
 
     append_soon = append  # nothing is waited for
 
+    def flush(self) -> None:
+        """Do nothing."""
+
     def append_all(self, bodies: Sequence[tuple[str, dict[str, Any]]]) -> list[Record]:
         records, seq, head = list[Record](), len(self.records), self.head
         if not self._held:
