@@ -70,6 +70,7 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
     graph = graph_module.graph
     _drop_aliases(graph)
     _drop_double_transposes(graph)
+    _drop_views_of_the_same(graph)
     scope: dict[str, Any] = {
         "StepOutput": StepOutput,
         "is_grad_enabled": torch.is_grad_enabled,
@@ -172,6 +173,28 @@ def _drop_double_transposes(graph: fx.Graph) -> None:
                 graph.erase_node(node)
                 if not source.users:
                     graph.erase_node(source)
+
+
+def _drop_views_of_the_same(graph: fx.Graph) -> None:
+    """Take out ``view`` where it changes no shape, or takes off the axes that a sum kept, as the gradient of a bias does."""
+    for node in list(graph.nodes):
+        source = node.args[0] if node.target is _aten.view.default else None
+        if not isinstance(source, fx.Node) or source.op != "call_function":
+            continue
+        before, after = source.meta.get("val"), node.meta.get("val")
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+            continue
+        if before.shape != after.shape or before.stride() != after.stride():
+            if source.target is not _aten.sum.dim_IntList or source.args[2:] != (True,) or source.kwargs or len(source.users) > 1:
+                continue
+            if not source.args[1]:  # all axes
+                continue
+            summed = {axis % before.dim() for axis in cast("list[int]", source.args[1])}
+            if [n for axis, n in enumerate(before.shape) if axis not in summed] != list(after.shape):
+                continue
+            source.args, source.meta["val"] = source.args[:2], after
+        node.replace_all_uses_with(source)
+        graph.erase_node(node)
 
 
 def _dimensions(node: fx.Node) -> int | None:

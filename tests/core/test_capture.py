@@ -165,6 +165,25 @@ def test_other_objects_in_a_batch_run_as_they_are() -> None:
     assert "holds something else" in str(runner.notice)
 
 
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda x: x.sum(0, keepdim=True).view(2),
+        lambda x: x.sum((0, 1), keepdim=True).view(1, 1),
+        lambda x: x.sum(-1, keepdim=True).view(4, 4),
+        lambda x: x.sum((), keepdim=True).view(()),
+        lambda x: x.t().sum(0, keepdim=True).view(16).view(16, 1).view(4, 4),
+    ],
+)
+def test_views_of_sums_are_what_they_are(then: Callable[[Tensor], Tensor]) -> None:
+    template, *trees = take_apart(build(lambda: Calling(then)))
+    step = make_gradient_step(template, make_objective(loss_fn=lambda m, b: m(b[0]).square().mean()))
+    runner = Runner(step)
+    outputs = run(runner, trees, [(torch.ones(16, 3), torch.zeros(1))] * 4)
+    assert (runner.captured, runner.notice) == (1, None)
+    assert_trees_identical(outputs[3].gradients, outputs[0].gradients, strides=True)
+
+
 def test_a_metric_that_leaves_torch_is_not_burnt_in() -> None:
     fishy = Metric("fishy", True, lambda y_pred, y_true: float((y_pred.argmax(1).numpy() == y_true.numpy()).sum()))
     runner, trees = runner_of(build(Linear), [fishy])
