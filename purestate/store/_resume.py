@@ -137,6 +137,8 @@ def _unpacked(vectors: Mapping[str, torch.Tensor], place: list[Any]) -> torch.Te
     dtype, shape, name, start = getattr(torch, place[0]), torch.Size(place[1]), place[2], place[3]
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{place[0]!r} is no dtype")
+    if any(n < 0 for n in shape):
+        raise ValueError(f"{place[1]!r} is no shape")
     size = dtype.itemsize * shape.numel()
     if not size:
         return torch.empty(shape, dtype=dtype)
