@@ -45,7 +45,7 @@ def in_memory(loader: DataLoader[Any]) -> bool:
 
 
 class MemoryFeed:
-    """The feed of a loader over tensors in memory. See `purestate.data._feed.Feed`.
+    """The feed of a loader over tensors in memory. See `purestate.core._batch.Feed`.
 
     Workers are not used.
     """
