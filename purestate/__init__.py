@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from purestate.core._edit import unfreeze as unfreeze
     from purestate.core._pure import make_loss as make_loss
     from purestate.core._pure import make_step as make_step
+    from purestate.run._verify import verify_resume as verify_resume
 
 # What a re-run does not need is imported when it is first asked for.
 _LATER = {
@@ -60,6 +61,7 @@ _LATER = {
     "make_step": "purestate.core._pure",
     "set_lr": "purestate.core._edit",
     "unfreeze": "purestate.core._edit",
+    "verify_resume": "purestate.run._verify",
 }
 
 

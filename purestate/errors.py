@@ -21,6 +21,7 @@ Each class subclasses `PureStateError` and the standard exception that a strange
     ├── FingerprintError(TypeError)        something has no content that could be fingerprinted
     ├── StaleRecordError(RuntimeError)     the record is not an answer to this question
     ├── ReplayError(RuntimeError)          recomputing a recorded answer gave other bits
+    ├── ScriptError(RuntimeError)          a script that is to be verified does not run, or trains nothing
     ├── MissingExtraError(ImportError)     an optional package is not installed
     └── StoreError(OSError)                disk
         ├── InvalidIdError(ValueError)     an id that cannot name a checkpoint
@@ -67,6 +68,7 @@ __all__ = [
     "PureStateError",
     "PureStateWarning",
     "ReplayError",
+    "ScriptError",
     "SetupError",
     "StaleRecordError",
     "StateError",
@@ -207,6 +209,14 @@ class ReplayError(PureStateError, RuntimeError):
 
     expected: Any = None
     actual: Any = None
+
+
+class ScriptError(PureStateError, RuntimeError):
+    """A script whose resuming is to be verified cannot be found, does not run to its end, or trains nothing."""
+
+    script: str | None = None
+    output: str | None = None
+    """The end of what it printed."""
 
 
 class MissingExtraError(PureStateError, ImportError):

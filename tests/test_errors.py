@@ -28,6 +28,7 @@ BASES = {
     "FingerprintError": "TypeError",
     "StaleRecordError": "RuntimeError",
     "ReplayError": "RuntimeError",
+    "ScriptError": "RuntimeError",
     "MissingExtraError": "ImportError",
     "StoreError": "OSError",
     "InvalidIdError": "ValueError",

@@ -24,6 +24,7 @@ from purestate.store._layout import FORMAT_VERSION, Layout, check_id, is_id
 from purestate.store._locks import FileLock
 from purestate.store._log import DiskLog
 from purestate.store._mounts import warn_of_network
+from purestate.store._placed import placed
 
 if TYPE_CHECKING:
     from purestate.store._items import Items
@@ -50,7 +51,7 @@ class DiskBackend:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path).absolute()
+        self._path = placed(path)
         self._layout = Layout(self._path)
         self._known, self._prepared = _check_format(self._layout), False
         self._journal = Journal(self._layout)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from purestate.errors import InvalidIdError
+from purestate.store._placed import placed
 
 __all__ = [
     "Id",
@@ -52,7 +53,7 @@ class Place:
     @property
     def runs(self) -> Path:
         """The folder of the TensorBoard files."""
-        return self.root / "runs" / (self.namespace or "")
+        return placed(self.root / "runs" / (self.namespace or ""))
 
     def name(self, model: str, id: Id) -> str:
         """Return what the store calls a checkpoint of a model.
