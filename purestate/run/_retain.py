@@ -32,6 +32,7 @@ class Retention:
     def __init__(self, ledger: Ledger, train: Trajectory, policy: Policy, watch: str) -> None:
         self._ledger, self._train = ledger, train
         self._policy, self._watch = policy, watch
+        self._ours: set[int] = set()  # what this object kept: asking the records would take each of them apart, and keep that
 
     def after(self, n: int, state: State) -> None:
         """Keep the state after a recorded epoch if the policy wants it, and drop what it does not want any more.
@@ -45,8 +46,11 @@ class Retention:
         wanted = _wanted(train, self._policy, {(last, self._watch), *train.answered()})
         if n in wanted and n not in train.kept_epochs():
             self.keep(n, state)
-        ours = {m for m, kept in train.keeps.items() if m not in wanted and kept.body.get("policy") == repr(self._policy)}
-        _drop(self._ledger, train, ours - train.in_answers(), self._policy)
+        gone = train.keeps.keys() - wanted - train.in_answers()
+        _drop(self._ledger, train, [m for m in gone if self._is_ours(m)], self._policy)
+
+    def _is_ours(self, n: int) -> bool:
+        return n in self._ours or self._train.keeps[n].body.get("policy") == repr(self._policy)
 
     def keep(self, n: int, state: State) -> None:
         """Keep the state after a recorded epoch.
@@ -70,6 +74,7 @@ class Retention:
         taken, items = snapshot(state)
         self._ledger.put(items)
         self._ledger.append("keep", {"of": self._train.start.seq, "n": n, "state": taken, "policy": repr(self._policy)})
+        self._ours.add(n)
 
 
 def lacking(train: Trajectory, policy: Policy, last: int, watch: str) -> set[int]:
