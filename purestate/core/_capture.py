@@ -36,7 +36,7 @@ from purestate.core._watch import (
     refuse_fast_path,
     why,
 )
-from purestate.errors import CaptureMismatchError, StateError
+from purestate.errors import CaptureMismatchError, PureStateError, StateError
 
 __all__ = ["Entry", "Runner", "Tensors", "Trees"]
 
@@ -169,7 +169,7 @@ class Runner:
                 manual_seed(seed)
             try:
                 return entry.replay(buffers, *leaves)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, PureStateError):
                 raise
             except RuntimeError as error:
                 raise self._mismatch(f"a replay gave other bits in a shape ({error})") from error

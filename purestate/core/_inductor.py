@@ -106,7 +106,6 @@ class _Compiled:
         self._graph, self._layout = graph, layout
         output = next(node for node in graph.graph.nodes if node.op == "output")
         self._values: list[Any] = list(output.args[0])
-        self._examples: list[Tensor] = [_like(node.meta["val"]) for node in graph.graph.nodes if node.op == "placeholder"]
         self._alone: _Call | None = None
         self._joint: dict[Hashable, _Call] = {}
 
@@ -147,11 +146,14 @@ class _Compiled:
         sums = tuple(zip(values[m + 1 :: 2], values[m + 2 :: 2], strict=True))
         return StepOutput(values[0], gradients, buffers, sums, layout.size)
 
+    def _examples(self) -> list[Tensor]:
+        return [_like(node.meta["val"]) for node in _placeholders(self._graph)]
+
     def _compile_alone(self) -> _Call:
         graph = copy.deepcopy(self._graph)
         output = list(graph.graph.nodes)[-1]
         output.args = (tuple(value for value in output.args[0] if isinstance(value, fx.Node)),)
-        return _compile(graph, self._examples)
+        return _compile(graph, self._examples())
 
     def _compile_joint(self, joined: Joined) -> _Call:
         key = joined.burnt_in, tuple((t.dtype, t.stride()) for t in joined.slots)
@@ -164,7 +166,8 @@ class _Compiled:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         names, bound = self._layout.gradients, self._layout.bound
-        n, first, batch = len(names), self._examples[:bound], self._examples[bound:]
+        examples = self._examples()
+        n, first, batch = len(names), examples[:bound], examples[bound:]
         slots = [_like(slot) for slot in joined.slots]
 
         def apply(*tensors: Tensor) -> list[Tensor]:
@@ -172,7 +175,9 @@ class _Compiled:
             joined.apply(parameters, gradients, tensors[2 * n : -1], tensors[-1])
             return []
 
-        update = make_fx(apply)(*first[:n], *[_like(value.meta["val"]) for value in self._gradients], *slots, joined.numbers)
+        update = make_fx(apply, tracing_mode="fake")(
+            *first[:n], *[_like(value.meta["val"]) for value in self._gradients], *slots, joined.numbers
+        )
         graph = fx.Graph()
         given = [graph.placeholder(f"given_{i}") for i in range(bound + len(slots) + 1 + len(batch))]
         theirs = [*given[:bound], *given[bound + len(slots) + 1 :]]

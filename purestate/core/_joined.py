@@ -125,7 +125,7 @@ def _state(
     optimizer: Optimizer, parameter: nn.Parameter, tensor: Tensor, group: Mapping[str, Any], form: Form, traceable: Traceable
 ) -> dict[str, Any]:
     """The state of a parameter, begun if there is none."""
-    if tensor.dtype not in _DTYPES or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    if tensor.dtype not in _DTYPES or tensor.device.type != "cpu" or not tensor.numel():
         raise ValueError("tensor")
     state = optimizer.state.get(parameter, {})
     wanted = [*(["step"] if form.counts else []), *traceable.slots]
