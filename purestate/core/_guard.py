@@ -93,13 +93,14 @@ class Guard:
         >>> template, *tensors = take_apart(Counts(2, 1))
         >>> step = make_gradient_step(template, make_objective(nn.MSELoss))
         >>> guard, batch = Guard(step, "first"), (torch.ones(3, 2), torch.zeros(3, 1))
-        >>> for _ in range(2):
-        ...     _ = guard(lambda: step(*tensors, batch), lambda out: {"loss": out.loss.item()},
-        ...               lambda: {"loss": step(*tensors, batch).loss.item()})
-        Traceback (most recent call last):
-            ...
-        purestate.errors.ImpurityError: a step moved module.calls from 1 to 2, which is in no state.
-        ...
+        >>> def loss(output=None):
+        ...     return {"loss": float((output or step(*tensors, batch)).loss)}
+        >>> try:
+        ...     for _ in range(2):
+        ...         _ = guard(lambda: step(*tensors, batch), loss, loss)
+        ... except ImpurityError as error:
+        ...     print(error.problem)
+        a step moved module.calls from 1 to 2, which is in no state.
     """
 
     def __init__(self, step: Step, mode: GuardMode) -> None:

@@ -58,7 +58,7 @@ def reached(roots: Iterable[tuple[str, Any]]) -> list[Place]:
         >>> def loss(prediction, target, seen=[]):
         ...     return prediction.sum()
         >>> [place.name for place in reached([("loss", loss)])]
-        ["the default 'seen' of loss"]
+        ["the default 'seen' of loss", 'the attribute loss']
     """
     search = _Search()
     for name, root in roots:
