@@ -205,6 +205,11 @@ class _Loop:
         return values, progress.lr
 
     @property
+    def batches(self) -> int:
+        """How many batches an epoch has."""
+        return self._feed.batches
+
+    @property
     def forward_writes(self) -> bool:
         """Whether the next forward may write into parameters: so it is where it is not captured, as far as anybody knows."""
         return not self._train.captured or self._train.writes
@@ -255,7 +260,7 @@ class _Progress:
         lr = self.lr or work.rates()
         work.restore_rates()
         feed = None if self.batches is None else self.batches.position()
-        return Position(self._n, self.batch, feed, self.sums.copy(), lr, work.lend(key=self._loop.key))
+        return Position(self._n, self.batch, self._loop.batches, feed, self.sums.copy(), lr, work.lend(key=self._loop.key))
 
 
 class _Losses:

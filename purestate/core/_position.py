@@ -19,6 +19,7 @@ class Position:
     Args:
         n: The number of the epoch within the op, from 1.
         batch: How many of its batches are behind.
+        batches: How many it has.
         feed: Where the feed is, as it told it; None where the number of batches says it.
         sums: What the batches behind add up to.
         lr: The learning rate of each parameter group during the last step.
@@ -28,6 +29,7 @@ class Position:
 
     n: int
     batch: int
+    batches: int
     feed: dict[str, Any] | None
     sums: Sums
     lr: list[float]

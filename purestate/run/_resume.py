@@ -181,7 +181,8 @@ class ResumePoints:
         if isinstance(found, Epoch):
             body["states"][str(found.n)] = self._taken(found.state, trees)
         else:
-            body["position"] = {"n": found.n, "batch": found.batch, "feed": found.feed, "lr": encode(found.lr)}
+            place = {"n": found.n, "batch": found.batch, "batches": found.batches, "feed": found.feed}
+            body["position"] = place | {"lr": encode(found.lr)}
             body["position"]["state"] = self._taken(found.state, trees)
             body["seconds"] = time.monotonic() - self._began
         if self._best is not None and str(self._best[0]) not in body["states"]:
@@ -233,7 +234,7 @@ class ResumePoints:
     def _position(self, json: dict[str, Any], trees: Trees) -> Position:
         state = self._restored(json["state"], trees)
         sums = Sums.from_plain(decode(json["sums"]), self._metrics, self._input.device)
-        return Position(json["n"], json["batch"], json["feed"], sums, decode(json["lr"]), state)
+        return Position(json["n"], json["batch"], json["batches"], json["feed"], sums, decode(json["lr"]), state)
 
 
 _PAUSE = 0.005

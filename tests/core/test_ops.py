@@ -335,7 +335,7 @@ class Source:
     def __init__(self) -> None:
         self.open = 0
 
-    def epoch(self, key: Key, start: int = 0) -> Any:
+    def epoch(self, key: Key, start: int = 0, position: Any = None) -> Any:
         self.open += 1
         try:
             yield from TRAIN
