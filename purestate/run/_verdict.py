@@ -44,7 +44,7 @@ _ADVICE: dict[Kind, tuple[str, str]] = {
             "Two runs that nobody disturbed differ already: the order of a set, the time, a file that the script itself writes, "
             "a generator that nobody seeded."
         ),
-        "Sort sets, and seed what draws. Each run had another PYTHONHASHSEED.",
+        "Sort sets, and seed what draws; ck.root(state) keeps weights that nobody seeded. Each run had another PYTHONHASHSEED.",
     ),
 }
 

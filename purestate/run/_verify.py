@@ -5,17 +5,11 @@ Each run is a process of its own (`_cut`) on stores of its own. What is compared
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,24 +22,13 @@ from purestate.core._state import COMPONENTS, SUBTREES, Counters, State
 from purestate.core._tree import Leaves
 from purestate.errors import ScriptError, SetupError
 from purestate.run._chain import READERS
-from purestate.run._ledger import Ledger
+from purestate.run._processes import Answers, Asked, First, Runs, target
 from purestate.run._question import Question, changes
 from purestate.run._verdict import END, Cut, Kind, Parting, ResumeReport
 from purestate.store._disk import DiskBackend
 from purestate.store._placed import are_elsewhere
 
 __all__ = ["verify_resume"]
-
-_BOOT = (
-    "import json, sys; orders = json.load(open(sys.argv[1])); sys.path[0] = orders['folder']; "
-    "sys.path += [path for path in orders['path'] if path not in sys.path]; "
-    "from purestate.run._cut import main; main(orders)"
-)
-"""What a process begins with: the script's folder comes first, as if it had been called by its name."""
-
-Asked = tuple[Any, ...]
-"""What an answer is to: store, checkpoint, train; then which epoch, or what else."""
-Answers = dict[Asked, Any]
 
 
 def verify_resume(
@@ -90,237 +73,17 @@ def verify_resume(
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise SetupError(f"verify_resume: expected n to be a whole number from 1 on, got {n!r}.", argument="n")
-    target = _target(script, args)
+    what = target(script, args)
     if are_elsewhere():
-        raise ScriptError(f"verify_resume: {target.name} verifies itself, without end.", fix="Call it from another file.")
+        raise ScriptError(f"verify_resume: {what.name} verifies itself, without end.", fix="Call it from another file.")
     with TemporaryDirectory(prefix="purestate-") as folder:
-        runs = _Runs(target, Path(folder), timeout)
+        runs = Runs(what, Path(folder), timeout)
         first = runs.undisturbed()
         steps = random.Random(seed).sample(range(first.steps), min(n, first.steps))
         tried = [_Tried.of(runs, first, first.place(step)) for step in sorted(steps)]
         bad = next((one for one in tried if one.cut.kind != "equal"), None)
         parting = bad.parting(runs, first) if bad is not None else None
-        return ResumeReport(target.name, first.steps, tuple(one.cut for one in tried), parting)
-
-
-# ---------------------------------------------------------------- what is run
-
-
-@dataclass(frozen=True)
-class _Target:
-    """A script or a function, as `_cut.main` takes it."""
-
-    name: str
-    what: str | list[str]
-    folder: str
-    args: list[str]
-
-
-def _target(script: Any, args: Sequence[str]) -> _Target:
-    if callable(script):
-        module, name = getattr(script, "__module__", None), getattr(script, "__qualname__", "<")
-        if module in (None, "__main__") or "<" in name:
-            raise ScriptError(
-                f"verify_resume: {name} cannot be imported in another process.",
-                fix="Define it at the top level of a module, or give the path of a script.",
-            )
-        script = f"{module}:{name}"
-    text = os.fspath(script)
-    if Path(text).is_file():
-        path = Path(text).absolute()
-        return _Target(path.name, os.fspath(path), os.fspath(path.parent), [os.fspath(arg) for arg in args])
-    module, colon, name = text.partition(":")
-    if not colon or not all(part.isidentifier() for part in f"{module}.{name}".split(".")):
-        raise ScriptError(f"verify_resume: there is no script {text!r} in {os.getcwd()!r}.", script=text)
-    if args:
-        raise SetupError(f"verify_resume: {text} is a function and takes no args, got {list(args)!r}.", argument="args")
-    return _Target(text, [module, name], os.getcwd(), [])
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A process that ended."""
-
-    stores: Path
-    code: int
-    events: list[dict[str, Any]]
-    output: str
-
-    @property
-    def cut(self) -> bool:
-        """Whether it was cut where it was ordered to be."""
-        return self.code == -signal.SIGKILL and any("cut" in event for event in self.events)
-
-    @property
-    def error(self) -> str:
-        """Why it failed; nothing if it did not."""
-        if self.code == 0:
-            return ""
-        texts = [event["error"] for event in self.events if "error" in event]
-        return texts[-1] if texts else f"ended with the status {self.code}"
-
-    @property
-    def trace(self) -> dict[str, tuple[str, str | None]]:
-        """The hash of the state after each batch, and the digest of the batch."""
-        return {str(event["batch"]): (event["hash"], event["data"]) for event in self.events if "batch" in event}
-
-    def answers(self) -> Answers:
-        """Return what the logs hold."""
-        found: Answers = {}
-        for folder in sorted(self.stores.iterdir()):
-            backend = DiskBackend(folder)
-            for id in backend.ids():
-                found |= _answers(folder.name, Ledger(backend, id, must_exist=True))
-        return found
-
-
-def _answers(store: str, ledger: Ledger) -> Answers:
-    chain = ledger.chain
-    found: Answers = {}
-    for op, train in enumerate(chain.trains):
-        place = (store, ledger.id, op)
-        found[(*place, "question")] = train.question
-        found |= {(*place, "epoch", n): record.body for n, record in sorted(train.epochs.items())}
-        for i, record in enumerate(train.done):
-            selected = {name: record.body[name] for name in ("selection", "last", "best", "returned")}
-            found[(*place, "answer", i)] = selected | {"hash": record.body["out"]["hash"]}
-    for reader in sorted(chain.readers.values(), key=lambda record: record.seq):
-        question = reader.body["question"]
-        found[(store, ledger.id, reader.kind, question["digest"])] = {
-            "answer": reader.body["answer"],
-            "item": reader.body["item"],
-        }
-    return found
-
-
-@dataclass(frozen=True)
-class _First:
-    """The undisturbed run.
-
-    Args:
-        answers: What it recorded.
-        epochs: How many steps each epoch has, by store, checkpoint, train and epoch, in the order in which they ran.
-    """
-
-    answers: Answers
-    epochs: dict[Asked, int]
-
-    @cached_property
-    def steps(self) -> int:
-        """How many steps there are to be cut behind."""
-        return sum(self.epochs.values())
-
-    def place(self, step: int) -> list[Any]:
-        """Return store, checkpoint, train, epoch and batch of a step of the script, from 0."""
-        for epoch, size in self.epochs.items():
-            if step < size:
-                return [*epoch, step + 1]
-            step -= size
-        raise IndexError(step)
-
-    def step(self, epoch: Sequence[Any], batch: int) -> int:
-        """Return the number of a batch of an epoch within its train."""
-        return batch + sum(size for other, size in self.epochs.items() if other[:3] == tuple(epoch[:3]) and other[3] < epoch[3])
-
-    @cached_property
-    def _trains(self) -> dict[Asked, int]:
-        return {train: i for i, train in enumerate(dict.fromkeys(epoch[:3] for epoch in self.epochs))}
-
-    def order(self, asked: Asked) -> int:
-        """Return where an answer comes in the order in which the trains ran; those of readers are the last."""
-        return self._trains.get(asked[:3], len(self._trains))
-
-
-class _Runs:
-    """Starts processes, one after the other, in a folder of their own each."""
-
-    def __init__(self, target: _Target, folder: Path, timeout: float | None) -> None:
-        self._target, self._folder, self._timeout = target, folder, timeout
-        self._count = 0
-
-    def undisturbed(self) -> _First:
-        """Run the script as it is.
-
-        Raises:
-            ScriptError: It fails, or trains nothing.
-        """
-        run = self.run()
-        if run.code != 0:
-            raise ScriptError(
-                f"verify_resume: {self._target.name} fails without being disturbed: {run.error.splitlines()[0]}",
-                cause=f"It ran with an empty store. The end of what it printed:\n{run.output}",
-                script=self._target.name,
-                output=run.output,
-            )
-        epochs = {tuple(event["place"]): event["steps"] for event in run.events if "place" in event}
-        if not epochs:
-            raise ScriptError(
-                f"verify_resume: {self._target.name} trains nothing in a ps.Store.",
-                cause="Only what is on disk can go on after a kill; MemoryStore and NullStore end with the process.",
-                fix="Let it train through ps.Store(path).checkpoint(id).train(...).",
-                script=self._target.name,
-                output=run.output,
-            )
-        answers = run.answers()
-        shutil.rmtree(run.stores)
-        return _First(answers, epochs)
-
-    def run(self, stores: Path | None = None, **orders: Any) -> _Run:
-        """Run the target in a new process.
-
-        Args:
-            stores: The folder of its stores; by default a new one.
-            **orders: See `purestate.run._cut.main`.
-
-        Raises:
-            ScriptError: It took longer than the timeout.
-        """
-        self._count += 1
-        folder = self._folder / str(self._count)
-        folder.mkdir()
-        if stores is None:
-            stores = folder / "stores"
-            stores.mkdir()
-        events, told, printed = folder / "events", folder / "orders.json", folder / "output"
-        events.touch()
-        orders |= {"target": self._target.what, "args": self._target.args, "stores": os.fspath(stores)}
-        orders |= {"events": os.fspath(events), "folder": self._target.folder, "path": [os.path.abspath(p) for p in sys.path]}
-        told.write_text(json.dumps(orders))
-        code = self._wait([sys.executable, "-c", _BOOT, os.fspath(told)], printed)
-        output = printed.read_text(errors="replace")
-        return _Run(stores, code, [json.loads(line) for line in events.read_text().splitlines()], output[-_TAIL:])
-
-    def copy(self, stores: Path) -> Path:
-        """Return a copy of stores."""
-        self._count += 1
-        return Path(shutil.copytree(stores, self._folder / str(self._count) / "stores"))
-
-    def _wait(self, command: list[str], printed: Path) -> int:
-        environment = {**os.environ, "PYTHONHASHSEED": str(self._count)}
-        with printed.open("wb") as output:  # no pipe: a worker that outlives the script would keep it open
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
-            )
-            try:
-                return process.wait(self._timeout)
-            except subprocess.TimeoutExpired:
-                raise ScriptError(
-                    f"verify_resume: {self._target.name} did not end within {self._timeout:g} s.",
-                    cause=f"The end of what it printed:\n{printed.read_text(errors='replace')[-_TAIL:]}",
-                    fix="Give it longer (timeout=None waits for ever), or less to do.",
-                    script=self._target.name,
-                ) from None
-            finally:
-                with contextlib.suppress(ProcessLookupError):  # also what it started, such as loader workers
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-_TAIL = 4000
-"""Characters of what a script printed that are kept."""
-
-
-# ---------------------------------------------------------------- what came of it
+        return ResumeReport(what.name, first.steps, tuple(one.cut for one in tried), parting)
 
 
 @dataclass(frozen=True)
@@ -338,7 +101,7 @@ class _Tried:
     at: list[Any] | None = None
 
     @classmethod
-    def of(cls, runs: _Runs, first: _First, place: list[Any]) -> _Tried:
+    def of(cls, runs: Runs, first: First, place: list[Any]) -> _Tried:
         """Cut the script at a place, run it again and compare."""
         cut = Cut(*place[1:])
         killed = runs.run(cut=place)
@@ -361,7 +124,7 @@ class _Tried:
             return cls(cut)
         return cls(replace(cut, kind=found.kind, finding=found.text), stores, found.at)
 
-    def parting(self, runs: _Runs, first: _First) -> Parting | None:
+    def parting(self, runs: Runs, first: First) -> Parting | None:
         """Repeat the run and an undisturbed one to find where the two part; None where no epoch of theirs differs."""
         if self.at is None:
             return None
@@ -393,7 +156,7 @@ class _Difference:
     at: list[Any] | None = None
 
 
-def _compare(first: _First, now: Answers, keys: Any) -> _Difference | None:
+def _compare(first: First, now: Answers, keys: Any) -> _Difference | None:
     """Return the first difference between what the undisturbed run answered and what another did, among some answers."""
     for key in sorted(keys, key=first.order):
         if (found := _difference(key, first.answers.get(key), now.get(key))) is not None:
