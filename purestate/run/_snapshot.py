@@ -25,7 +25,7 @@ from purestate.errors import CorruptLogError, PureStateError, TreeMismatchError
 
 __all__ = ["Items", "items_of", "restore", "snapshot"]
 
-Items = dict[str, dict[str, torch.Tensor]]
+Items = dict[str, Mapping[str, torch.Tensor]]
 """What a store keeps: flat mappings of names to tensors, by digest."""
 
 _BESIDE_PARAMS = 64 << 10
@@ -43,7 +43,7 @@ def snapshot(state: State) -> tuple[dict[str, Any], Items]:
     """Take a state apart for the store.
 
     Args:
-        state: Not modified; the items hold its own tensors.
+        state: Not modified; the items hold its own tensors, or make vectors of them when somebody looks.
 
     Returns:
         ``(json, items)``.
@@ -220,8 +220,9 @@ def _put_component(component: Component, items: Items) -> dict[str, Any]:
     if sum(tensor.nbytes for tensor in leaves.values()) <= _INLINE:
         json["inline"] = {name: _write(tensor) for name, tensor in leaves.items()}
         return json
-    vectors, json["layout"] = _pack(leaves)
-    digest = tree_hash({name: leaf_hash(vector) for name, vector in vectors.items()})
+    vectors = _Vectors(leaves)
+    json["layout"] = vectors.layout
+    digest = tree_hash({name: leaf_hash(vectors[name]) for name in vectors})
     json["item"] = digest
     items[digest] = vectors
     return json
@@ -241,14 +242,32 @@ def _get_component(
     return Component(json["skeleton"], Leaves.lazy(json["leaves"], load, device, {}, where))
 
 
-def _pack(leaves: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Concatenate the leaves of each slot (last part of the path) and dtype. Zero-size leaves take no room."""
-    groups: dict[str, list[str]] = {}
-    for path, tensor in leaves.items():
-        groups.setdefault(f"{path.rsplit('/', 1)[-1]}.{dtype_name(tensor.dtype)}", []).append(path)
-    vectors = {name: torch.cat([leaves[path].reshape(-1) for path in paths]) for name, paths in groups.items()}
-    layout = {name: [_entry(path, leaves[path]) for path in paths] for name, paths in groups.items()}
-    return {name: vector for name, vector in vectors.items() if vector.numel()}, layout
+class _Vectors(Mapping[str, torch.Tensor]):
+    """The leaves of each slot (last part of the path) and dtype in one vector, where they have any elements.
+
+    A vector is made whenever it is looked at and not kept, so that there is never a second copy of all moments.
+    """
+
+    def __init__(self, leaves: Mapping[str, torch.Tensor]) -> None:
+        self._leaves = leaves
+        self._groups: dict[str, list[str]] = {}
+        for path, tensor in leaves.items():
+            self._groups.setdefault(f"{path.rsplit('/', 1)[-1]}.{dtype_name(tensor.dtype)}", []).append(path)
+        self._names = [name for name, paths in self._groups.items() if any(leaves[path].numel() for path in paths)]
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What is in each vector, and in those that have no elements."""
+        return {name: [_entry(path, self._leaves[path]) for path in paths] for name, paths in self._groups.items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.cat([self._leaves[path].reshape(-1) for path in self._groups[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _entry(path: str, leaf: torch.Tensor) -> list[Any]:
