@@ -32,8 +32,8 @@ _THREADED_ABOVE = 4 << 20
 _TOGETHER = 16 << 10, 8 << 20
 """From how many bytes a leaf on the average, and in all, leaves are hashed by several threads."""
 _MOST_THREADS = 4
-_JOINED_BELOW = 128 << 10
-"""Up to how many bytes a leaf is copied behind its header: a hash that begins with a few bytes goes on slowly."""
+_HEAD = 32 << 10
+"""How many bytes of header and leaf are copied into one piece: a hash that begins with a few bytes goes on slowly."""
 _NUMPY = frozenset(
     {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 )
@@ -56,9 +56,13 @@ def leaf_bytes(tensor: torch.Tensor) -> memoryview:
     Raises:
         UnsupportedError: The tensor is sparse, nested, quantized or without elements (on the meta device).
     """
-    if tensor.dtype in _NUMPY and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_nested:
-        if tensor.is_contiguous() and not tensor.is_neg() and tensor.numel():  # what most leaves are, in a third of the time
-            return (tensor.detach() if tensor.requires_grad else tensor).numpy().data.cast("B")
+    if tensor.dtype in _NUMPY:
+        try:  # what most leaves are, in a third of the time
+            array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+            if array.size and array.flags.c_contiguous:
+                return array.data.cast("B")
+        except (RuntimeError, TypeError):  # not a dense tensor in memory
+            pass
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         raise UnsupportedError(
             f"expected a dense tensor with elements, got {_kind(tensor)} one of dtype {dtype_name(tensor.dtype)}.",
@@ -68,7 +72,7 @@ def leaf_bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach()
     if not flat.is_cpu or not flat.is_contiguous() or flat.is_conj() or flat.is_neg():
         flat = flat.cpu().contiguous().resolve_conj().resolve_neg()
-    flat = flat.reshape(-1)
+    flat = flat.as_strided((flat.numel(),), (1,))  # one element is contiguous with any stride, and could not be viewed
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
@@ -93,10 +97,12 @@ def leaf_hash(tensor: torch.Tensor) -> str:
         False
     """
     data, header = leaf_bytes(tensor), _header(tensor.dtype, tensor.shape)
-    if len(data) <= _JOINED_BELOW:
+    size, copied = len(data), _HEAD - len(header)
+    if size <= copied or copied <= 0:
         return blake3(b"".join((header, data))).hexdigest()
-    hasher = blake3(header, max_threads=blake3.AUTO) if len(data) > _THREADED_ABOVE else blake3(header)
-    return hasher.update(data).hexdigest()
+    head, rest = b"".join((header, data[:copied])), data[copied:]
+    hasher = blake3(head, max_threads=blake3.AUTO) if size > _THREADED_ABOVE else blake3(head)
+    return hasher.update(rest).hexdigest()
 
 
 def leaf_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

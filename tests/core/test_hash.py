@@ -169,6 +169,14 @@ def test_strides_do_not_count() -> None:
     assert leaf_hash(torch.zeros(1).expand(4)) == leaf_hash(torch.zeros(4))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64, torch.uint16])
+def test_one_element_with_any_stride(dtype: torch.dtype) -> None:
+    """It is contiguous, whatever its stride is."""
+    pair = torch.arange(1, 3).to(dtype)
+    assert leaf_hash(pair[:1].as_strided((1,), (2,))) == leaf_hash(pair[:1].clone())
+    assert leaf_hash(pair[1:].as_strided((1, 1), (5, 7), 1)) == leaf_hash(pair[1:].clone().reshape(1, 1))
+
+
 def test_what_counts() -> None:
     a = torch.zeros(2)
     other = [
