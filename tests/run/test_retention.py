@@ -359,7 +359,7 @@ print(json.dumps({"hash": s1.hash, "hashes": hashes, "kept": ck.kept[0], "loaded
 """
 
 
-@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize("at", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_train_that_was_killed_goes_on_from_the_furthest_epoch_that_is_kept(python, tmp_path, at):
     path = tmp_path / "store"
     killed = python(KILLED, path, at)
