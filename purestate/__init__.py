@@ -15,67 +15,92 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from purestate.core._init import init as init
-from purestate.core._init import to_module as to_module
-from purestate.core._key import Key as Key
-from purestate.core._metrics import Metric as Metric
-from purestate.core._metrics import metric as metric
-from purestate.core._metrics import metric_accuracy as metric_accuracy
-from purestate.core._metrics import metric_binaccuracy as metric_binaccuracy
-from purestate.core._state import State as State
-from purestate.core._state import state_hash as state_hash
-from purestate.errors import PureStateError as PureStateError
-from purestate.errors import StaleRecordError as StaleRecordError
-from purestate.run import Checkpoint as Checkpoint
-from purestate.run import CheckpointInfo as CheckpointInfo
-from purestate.run import Curve as Curve
-from purestate.run import EpochView as EpochView
-from purestate.run import MemoryStore as MemoryStore
-from purestate.run import NullStore as NullStore
-from purestate.run import Store as Store
-from purestate.run import Summary as Summary
-from purestate.run import _policy
-from purestate.run import plot_metrics as plot_metrics
-from purestate.run import setup as setup
-from purestate.run._environment import VERSION as _VERSION
+from purestate.core._version import VERSION as _VERSION
 
 __version__ = _VERSION
-keep = _policy
 
 if TYPE_CHECKING:
+    from purestate import train as train
     from purestate.core._diff import LeafDiff as LeafDiff
     from purestate.core._diff import diff as diff
     from purestate.core._edit import freeze as freeze
     from purestate.core._edit import set_lr as set_lr
     from purestate.core._edit import unfreeze as unfreeze
+    from purestate.core._init import init as init
+    from purestate.core._init import to_module as to_module
+    from purestate.core._key import Key as Key
+    from purestate.core._metrics import Metric as Metric
+    from purestate.core._metrics import metric as metric
+    from purestate.core._metrics import metric_accuracy as metric_accuracy
+    from purestate.core._metrics import metric_binaccuracy as metric_binaccuracy
     from purestate.core._pure import make_loss as make_loss
     from purestate.core._pure import make_step as make_step
+    from purestate.core._state import State as State
+    from purestate.core._state import state_hash as state_hash
+    from purestate.errors import PureStateError as PureStateError
+    from purestate.errors import StaleRecordError as StaleRecordError
+    from purestate.run import Checkpoint as Checkpoint
+    from purestate.run import CheckpointInfo as CheckpointInfo
+    from purestate.run import Curve as Curve
+    from purestate.run import EpochView as EpochView
+    from purestate.run import MemoryStore as MemoryStore
+    from purestate.run import NullStore as NullStore
+    from purestate.run import Store as Store
+    from purestate.run import Summary as Summary
+    from purestate.run import _policy
+    from purestate.run import plot_metrics as plot_metrics
+    from purestate.run import setup as setup
     from purestate.run._verify import verify_resume as verify_resume
 
-# What a re-run does not need is imported when it is first asked for.
+    keep = _policy
+
+# Whatever needs torch is imported when it is first asked for: the command line reads logs without it.
 _LATER = {
+    "Checkpoint": "purestate.run",
+    "CheckpointInfo": "purestate.run",
+    "Curve": "purestate.run",
+    "EpochView": "purestate.run",
+    "Key": "purestate.core._key",
     "LeafDiff": "purestate.core._diff",
+    "MemoryStore": "purestate.run",
+    "Metric": "purestate.core._metrics",
+    "NullStore": "purestate.run",
+    "PureStateError": "purestate.errors",
+    "StaleRecordError": "purestate.errors",
+    "State": "purestate.core._state",
+    "Store": "purestate.run",
+    "Summary": "purestate.run",
     "diff": "purestate.core._diff",
     "freeze": "purestate.core._edit",
+    "init": "purestate.core._init",
     "make_loss": "purestate.core._pure",
     "make_step": "purestate.core._pure",
+    "metric": "purestate.core._metrics",
+    "metric_accuracy": "purestate.core._metrics",
+    "metric_binaccuracy": "purestate.core._metrics",
+    "plot_metrics": "purestate.run",
     "set_lr": "purestate.core._edit",
+    "setup": "purestate.run",
+    "state_hash": "purestate.core._state",
+    "to_module": "purestate.core._init",
     "unfreeze": "purestate.core._edit",
     "verify_resume": "purestate.run._verify",
 }
+_MODULES = {"keep": "purestate.run._policy", "train": "purestate.train"}
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name in _LATER:
-        from importlib import import_module
-
-        return getattr(import_module(_LATER[name]), name)
-    if name == "train":
-        from importlib import import_module
-
-        return import_module("purestate.train")
-    raise AttributeError(f"module 'purestate' has no attribute {name!r}")
+        found = getattr(import_module(_LATER[name]), name)
+    elif name in _MODULES:
+        found = import_module(_MODULES[name])
+    else:
+        raise AttributeError(f"module 'purestate' has no attribute {name!r}")
+    globals()[name] = found  # asked for once
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *_MODULES})

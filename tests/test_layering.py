@@ -38,7 +38,7 @@ GATED = {
     "tensorboard": {"train/_tensorboard.py"},
     "torch.utils.tensorboard": {"train/_tensorboard.py"},
     "safetensors": {"interop/_safetensors.py"},
-    "blake3": {"core/_hash.py", "store/", "code/"},
+    "blake3": {"core/_hash.py", "core/_digest.py", "store/", "code/"},
     "click": {"cli/"},
     "pickle": set[str](),
     "cloudpickle": set[str](),

@@ -14,20 +14,18 @@ nans with other payloads.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
 
 import torch
 from blake3 import blake3
 
+from purestate.core._digest import canonical_json, leaf_header, scalar_hash, short, tree_hash
 from purestate.errors import UnsupportedError
 
 __all__ = ["canonical_json", "dtype_name", "leaf_bytes", "leaf_hash", "leaf_hashes", "scalar_hash", "short", "tree_hash"]
 
-_LEAF, _SCALAR, _TREE = "purestate/leaf/1", "purestate/scalar/1", "purestate/tree/1"
 _THREADED_ABOVE = 4 << 20
 _TOGETHER = 16 << 10, 8 << 20
 """From how many bytes a leaf on the average, and in all, leaves are hashed by several threads."""
@@ -38,11 +36,6 @@ _NUMPY = frozenset(
     {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 )
 """The dtypes that Python's memoryview knows as well."""
-
-
-def canonical_json(value: Any) -> bytes:
-    """Return the one JSON text of a plain value: sorted keys, no spaces, ASCII. inf and nan are refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -125,19 +118,4 @@ def leaf_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 @lru_cache(maxsize=4096)
 def _header(dtype: torch.dtype, shape: torch.Size) -> bytes:
-    return f'["{_LEAF}","{dtype_name(dtype)}",{json.dumps(list(shape), separators=(",", ":"))}]\0'.encode("ascii")
-
-
-def scalar_hash(value: Any) -> str:
-    """Return the digest of a plain value in its typed encoding (see `_plain.encode`)."""
-    return blake3(_SCALAR.encode() + b"\0" + canonical_json(value)).hexdigest()
-
-
-def tree_hash(children: Mapping[str, str]) -> str:
-    """Return the digest of a tree from the digests of its children, by key path."""
-    return blake3(_TREE.encode() + b"\0" + canonical_json(dict(children))).hexdigest()
-
-
-def short(digest: str) -> str:
-    """Return how a digest, or the hash of a state, is shown to people: ``'b3:9f2c4e1a'``."""
-    return f"b3:{digest.removeprefix('b3:')[:8]}"
+    return leaf_header(dtype_name(dtype), shape)

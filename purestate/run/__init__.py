@@ -12,20 +12,45 @@
 * ``_answers``     `Summary`, `EpochView`, `Curve`; ``_progress`` the bar; ``_environment`` what is recorded beside
 """
 
-from purestate.run._answers import Curve, EpochView, Summary
-from purestate.run._checkpoint import Checkpoint, plot_metrics
-from purestate.run._setup import setup
-from purestate.run._store import CheckpointInfo, MemoryStore, NullStore, Store
+from __future__ import annotations
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointInfo",
-    "Curve",
-    "EpochView",
-    "MemoryStore",
-    "NullStore",
-    "Store",
-    "Summary",
-    "plot_metrics",
-    "setup",
-]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from purestate.run._answers import Curve as Curve
+    from purestate.run._answers import EpochView as EpochView
+    from purestate.run._answers import Summary as Summary
+    from purestate.run._checkpoint import Checkpoint as Checkpoint
+    from purestate.run._checkpoint import plot_metrics as plot_metrics
+    from purestate.run._setup import setup as setup
+    from purestate.run._store import CheckpointInfo as CheckpointInfo
+    from purestate.run._store import MemoryStore as MemoryStore
+    from purestate.run._store import NullStore as NullStore
+    from purestate.run._store import Store as Store
+
+# Imported when it is first asked for: a log can be read without torch, through files of this room that do not need it.
+_LATER = {
+    "Checkpoint": "_checkpoint",
+    "CheckpointInfo": "_store",
+    "Curve": "_answers",
+    "EpochView": "_answers",
+    "MemoryStore": "_store",
+    "NullStore": "_store",
+    "Store": "_store",
+    "Summary": "_answers",
+    "plot_metrics": "_checkpoint",
+    "setup": "_setup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'purestate.run' has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f"purestate.run.{_LATER[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

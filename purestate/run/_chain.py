@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from purestate.core._plain import decode
 from purestate.errors import CorruptLogError, FormatVersionError, PureStateError
-from purestate.run._policy import Past
+
+if TYPE_CHECKING:
+    from purestate.run._policy import Past
 
 __all__ = ["READERS", "Chain", "RecordLike", "Trajectory", "as_recorded"]
 
@@ -152,6 +153,8 @@ class Trajectory:
 
     def past(self, last: int, watch: str) -> Past:
         """What a retention policy is told of the epochs up to ``last``, where ``watch`` is watched."""
+        from purestate.run._policy import Past
+
         history = self.history()
         for n in range(len(self._seconds), len(history)):
             self._seconds.append(_seconds(self.epochs[n]) if n in self.epochs else 0.0)
@@ -331,7 +334,11 @@ def _seconds(record: RecordLike) -> float:
 
 def _metrics(record: RecordLike) -> dict[str, float]:
     with as_recorded(record):
-        found = decode(record.body["metrics"])
+        found = dict(record.body["metrics"])
+        if any(isinstance(value, dict) for value in found.values()):  # inf or nan: the decoder needs torch, this file does not
+            from purestate.core._plain import decode
+
+            found = decode(found)
         if not all(isinstance(value, int | float) for value in found.values()):
             raise TypeError("a metric is no number")
         return found

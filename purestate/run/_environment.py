@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["VERSION", "environment", "prepare"]
+from purestate.core._version import VERSION
 
-VERSION = "0.1.0"
-"""The version of purestate."""
+__all__ = ["VERSION", "environment", "prepare"]
 
 
 def environment(device: torch.device, *loaders: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from purestate.errors import FormatVersionError
 from purestate.run._chain import READERS, RecordLike, as_recorded
-from purestate.run._snapshot import items_of as items_of_snapshot
+from purestate.run._named import items_of as items_of_snapshot
 from purestate.store._backend import Backend
 
 __all__ = ["items_of", "named", "needed", "roots", "taken_back", "voided"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from purestate.core._hash import scalar_hash
+from purestate.core._digest import scalar_hash
 
 __all__ = ["DEFAULT", "Question", "changes", "flatten"]
 

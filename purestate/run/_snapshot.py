@@ -22,6 +22,7 @@ from purestate.core._recipe import Recipe
 from purestate.core._state import COMPONENTS, Counters, State, component_digest
 from purestate.core._tree import Leaves, in_order, stride_order
 from purestate.errors import CorruptLogError, PureStateError, TreeMismatchError
+from purestate.run._named import items_of as items_of
 
 __all__ = ["Items", "items_of", "restore", "snapshot"]
 
@@ -101,23 +102,6 @@ def _restored(
     state = State(key=Key(hi, lo), counters=Counters(**json["counters"]), recipe=recipe, **fields)
     object.__setattr__(state, "_hash", json["hash"])
     return state
-
-
-def items_of(json: Mapping[str, Any]) -> dict[str, str]:
-    """Return the items that a snapshot names, by digest, and the subtree that each is.
-
-    Raises:
-        TypeError: It is no snapshot.
-    """
-    found: dict[str, str] = {}
-    for name, part in json.items():
-        if name not in ("hash", "key", "counters"):
-            digest = part.get("item", "")
-            if type(digest) is not str:
-                raise TypeError(f"{digest!r} is no digest")
-            if digest:
-                found[digest] = name
-    return found
 
 
 @contextmanager

@@ -10,17 +10,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
 from purestate.errors import CheckpointExistsError, CheckpointNotFoundError, StoreError
 from purestate.store._record import Record
 
 if TYPE_CHECKING:
+    import torch
+
     from purestate.store._report import Finding, GcReport, RepairReport
 
 __all__ = ["Backend", "Handle", "Leaf", "Log", "Point", "not_found", "taken_name"]
 
-Point = tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]
+Point = tuple[dict[str, Any], dict[str, "dict[str, torch.Tensor]"]]
 """A resume point: its body, and flat trees of tensors by name."""
 
 

@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from purestate.errors import CorruptLogError, FormatVersionError, StoreError, StoreWriteError
 from purestate.store._backend import Handle, Leaf, Point, not_found, taken_name
 from purestate.store._files import make_folder, must_be_inside, read_file, sync_folder, unique, write_errors, write_file
@@ -27,6 +25,8 @@ from purestate.store._mounts import warn_of_network
 from purestate.store._placed import placed
 
 if TYPE_CHECKING:
+    import torch
+
     from purestate.store._items import Items
     from purestate.store._report import Finding, GcReport, RepairReport
     from purestate.store._resume import Points

@@ -1,0 +1,25 @@
+"""Which items a snapshot names. Reads JSON and nothing else: whoever asks what a log needs is spared the import of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["items_of"]
+
+
+def items_of(json: Mapping[str, Any]) -> dict[str, str]:
+    """Return the items that a snapshot names, by digest, and the subtree that each is.
+
+    Raises:
+        TypeError: It is no snapshot.
+    """
+    found: dict[str, str] = {}
+    for name, part in json.items():
+        if name not in ("hash", "key", "counters"):
+            digest = part.get("item", "")
+            if type(digest) is not str:
+                raise TypeError(f"{digest!r} is no digest")
+            if digest:
+                found[digest] = name
+    return found
