@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults import shim
 from tests.faults.cases import Prepared
-from tests.faults.server import Server, until
+from tests.faults.server import PATIENCE, Server, until
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(library, folder)
     try:
         yield server
-        until(lambda: not server.left(), f"processes are left: {server.left()}", 20)
+        until(lambda: not server.left(), f"processes are left: {server.left()}", PATIENCE)
     finally:
         server.close()
 

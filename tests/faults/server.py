@@ -27,8 +27,8 @@ from tests.faults.shim import Control, Fault, Hit
 __all__ = ["Child", "Outcome", "Server"]
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
-"""Seconds after which something hangs. Everything here takes less than one on an idle machine."""
+PATIENCE = 300.0
+"""Seconds after which something hangs. Everything here takes less than one on an idle machine, and many on a busy one."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,6 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     def python(what: Path | str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *([os.fspath(what)] if isinstance(what, Path) else ["-c", what]), *map(str, arguments)]
         given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        return subprocess.run(command, env=given, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=given, capture_output=True, text=True, timeout=600)
 
     return python

@@ -254,7 +254,7 @@ def test_a_point_is_copied_beside_the_next_forward_and_before_the_update(monkeyp
         release(self)
 
     def saving(self: MemoryBackend, id: str, body: Any, trees: Any) -> Any:
-        assert asked.wait(20)
+        assert asked.wait(120)
         if "position" in body:
             state = body["position"]["state"]
             copied.append("".join(digest(trees[state[name]["tree"]]) for name in ("params", "buffers", "optimizer")))

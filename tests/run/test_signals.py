@@ -82,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, str(script), str(store), str(workers), *plan]
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False, start_new_session=True
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False, start_new_session=True
         )
 
     return run

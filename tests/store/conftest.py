@@ -36,7 +36,7 @@ def run() -> Callable[..., str]:
 
     def run(code: str, *arguments: object) -> str:
         with python(code, *arguments) as process:
-            out, _ = process.communicate(timeout=120)
+            out, _ = process.communicate(timeout=600)
         assert process.returncode == 0, out
         return out
 
@@ -62,10 +62,10 @@ def started() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], None]:
-    """Wait until something is so, at most twenty seconds."""
+    """Wait until something is so, at most as long as no machine takes."""
 
     def wait_until(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while not condition():
             assert time.monotonic() < deadline, "it did not happen in time"
             time.sleep(0.02)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+import time
 import warnings
 
 import pytest
@@ -185,20 +186,30 @@ class Interrupted(BaseException):
     pass
 
 
-def test_an_interrupt_while_it_is_waited_for_loses_nothing(log, gate):
+def test_an_interrupt_while_it_is_waited_for_loses_nothing(log, monkeypatch):
     """The lock is not let go of before the thread is done with the file."""
-
-    def interrupt(number, frame):
-        gate.set()
-        raise Interrupted
-
-    before = signal.signal(signal.SIGUSR1, interrupt)
     main = threading.main_thread().ident
     assert main is not None
+    interrupted = threading.Event()
+    fdatasync = os.fdatasync
+
+    def interrupt(number, frame):
+        interrupted.set()
+        raise Interrupted
+
+    def interrupting(fd):
+        while len(log.records) < 3:  # until the append is there that waits
+            time.sleep(0.001)
+        if not interrupted.is_set():
+            signal.pthread_kill(main, signal.SIGUSR1)
+            assert interrupted.wait(60)
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", interrupting)
+    before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(Interrupted), log.lock():  # noqa: PT012
             log.append_soon("epoch", {"n": 0})
-            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGUSR1)).start()
             log.append("done", {})
     finally:
         signal.signal(signal.SIGUSR1, before)

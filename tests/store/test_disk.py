@@ -63,6 +63,8 @@ def test_a_newer_format_is_refused(tmp_store_path):
     with pytest.raises(FormatVersionError, match="has format 2, and this version reads up to 1") as caught:
         DiskBackend(tmp_store_path)
     assert (caught.value.expected, caught.value.actual) == (1, 2)
+    assert "format.json" in str(caught.value)
+    assert caught.value.path == str(tmp_store_path / "format.json")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "purestate"])
@@ -192,6 +194,27 @@ def test_the_journal_goes_on_behind_a_line_that_a_crash_cut_short(backend):
     path.write_bytes(path.read_bytes() + b'{"act":"tw')
     backend.journal("three", n=3)
     assert [(act["act"], act["n"]) for act in backend.acts()] == [("one", 1), ("three", 3)]
+
+
+def test_a_line_of_the_journal_that_was_damaged_is_left_out_and_found(backend):
+    for n in range(3):
+        backend.journal("act", n=n)
+    path = backend.path / "journal.jsonl"
+    data = path.read_bytes()
+    start, end = data.index(b"\n") + 1, data.index(b"\n", data.index(b"\n") + 1)
+    for at in range(start, end):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert [act["n"] for act in backend.acts()] == [0, 2]
+        [finding] = backend.oddities()
+        assert finding.place.startswith("journal.jsonl, line 2")
+
+
+def test_a_line_of_the_journal_from_before_they_were_sealed_is_read(backend):
+    backend.journal("new")
+    path = backend.path / "journal.jsonl"
+    path.write_bytes(b'{"act":"old","time":"2026-01-01T00:00:00Z","pid":1}\n' + path.read_bytes())
+    assert [act["act"] for act in backend.acts()] == ["old", "new"]
+    assert list(backend.oddities()) == []
 
 
 def test_a_collection_waits_for_writers_and_writers_for_it(backend):

@@ -262,7 +262,7 @@ for i in range(6):
         for i in range(6):
             leaves = {"w": torch.full((50,), float(i))}
             backend.put({digest_of(leaves): leaves})
-        assert other.wait(60) == 0
+        assert other.wait(600) == 0
     for i in range(6):
         leaves = {"w": torch.full((50,), float(i))}
         assert identical(backend.get(digest_of(leaves)), leaves)
