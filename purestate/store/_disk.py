@@ -230,7 +230,7 @@ class DiskBackend:
             A line in ``journal.jsonl``.
         """
         self._prepare()
-        self._journal.append(act, details)
+        self._journal.append(act, details, durable=act != "create")  # of that a log says itself that it is there
 
     def acts(self) -> list[dict[str, Any]]:
         """Return what `journal` noted, oldest first."""
@@ -286,6 +286,11 @@ class DiskBackend:
                 if not self._layout.format.exists():
                     with self.writing():
                         write_file(self._layout.format, _FORMAT.encode("ascii") + b"\n")
+        with write_errors(self._path, "a store"):
+            must_be_inside(self._layout.checkpoints, self._path)
+            make_folder(self._layout.checkpoints)
+            for folder in (self._path, self._path.parent):  # whoever made these names may have been killed before the sync
+                sync_folder(folder)
         self._known = self._prepared = True
 
     def __repr__(self) -> str:
@@ -318,10 +323,11 @@ def _check_format(layout: Layout) -> bool:
         ) from None
     if version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"The store {os.fspath(layout.root)!r} has format {version!r}, and this version reads up to {FORMAT_VERSION}.",
+            f"{os.fspath(layout.format)!r} says that the store has format {version!r}, and this version reads up to "
+            f"{FORMAT_VERSION}.",
             cause="It was written by a newer version of purestate.",
             fix="Upgrade purestate, or use another folder.",
-            path=os.fspath(layout.root),
+            path=os.fspath(layout.format),
             expected=FORMAT_VERSION,
             actual=version,
         )
