@@ -101,11 +101,13 @@ class Run:
 
     @property
     def error(self) -> str:
-        """Why it failed; nothing if it did not."""
+        """Why it failed: in a line, and below with its traceback; nothing if it did not."""
         if self.code == 0:
             return ""
         texts = [event["error"] for event in self.events if "error" in event]
-        return texts[-1] if texts else f"ended with the status {self.code}"
+        first = texts[-1].splitlines()[0] if texts else f"ended with the status {self.code}"
+        _, traceback, lines = self.output.rpartition("Traceback (most recent call last):")
+        return f"{first}\n{traceback}{lines}".strip()
 
     @property
     def trace(self) -> dict[str, tuple[str, str | None]]:
@@ -169,6 +171,10 @@ class First:
     def step(self, epoch: Sequence[Any], batch: int) -> int:
         """Return the number of a batch of an epoch within its train."""
         return batch + sum(size for other, size in self.epochs.items() if other[:3] == tuple(epoch[:3]) and other[3] < epoch[3])
+
+    def epoch(self, place: Sequence[Any]) -> dict[str, Any]:
+        """Return what was recorded of an epoch."""
+        return self.answers[(*place[:3], "epoch", place[3])]
 
     @cached_property
     def _trains(self) -> dict[Asked, int]:

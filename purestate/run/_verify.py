@@ -22,7 +22,7 @@ from purestate.core._state import COMPONENTS, SUBTREES, Counters, State
 from purestate.core._tree import Leaves
 from purestate.errors import ScriptError, SetupError
 from purestate.run._chain import READERS
-from purestate.run._processes import Answers, Asked, First, Runs, target
+from purestate.run._processes import Answers, Asked, First, Run, Runs, target
 from purestate.run._question import Question, changes
 from purestate.run._verdict import END, Cut, Kind, Parting, ResumeReport
 from purestate.store._disk import DiskBackend
@@ -76,13 +76,15 @@ def verify_resume(
     what = target(script, args)
     if are_elsewhere():
         raise ScriptError(f"verify_resume: {what.name} verifies itself, without end.", fix="Call it from another file.")
-    with TemporaryDirectory(prefix="purestate-") as folder:
+    with TemporaryDirectory(prefix="purestate-", ignore_cleanup_errors=True) as folder:
         runs = Runs(what, Path(folder), timeout)
         first = runs.undisturbed()
         steps = random.Random(seed).sample(range(first.steps), min(n, first.steps))
         tried = [_Tried.of(runs, first, first.place(step)) for step in sorted(steps)]
-        bad = next((one for one in tried if one.cut.kind != "equal"), None)
-        parting = bad.parting(runs, first) if bad is not None else None
+        bad = next((i for i, one in enumerate(tried) if one.cut.kind != "equal"), None)
+        parting = None
+        if bad is not None:
+            tried[bad], parting = tried[bad].looked_at(runs, first)
         return ResumeReport(what.name, first.steps, tuple(one.cut for one in tried), parting)
 
 
@@ -124,28 +126,38 @@ class _Tried:
             return cls(cut)
         return cls(replace(cut, kind=found.kind, finding=found.text), stores, found.at)
 
-    def parting(self, runs: Runs, first: First) -> Parting | None:
-        """Repeat the run and an undisturbed one to find where the two part; None where no epoch of theirs differs."""
+    def looked_at(self, runs: Runs, first: First) -> tuple[_Tried, Parting | None]:
+        """Repeat the run and an undisturbed one to find where the two part; None where no epoch of theirs differs.
+
+        Where the undisturbed run does not repeat itself, that is the finding, and two of them are compared.
+        """
         if self.at is None:
-            return None
-        trace = runs.run(trace=self.at).trace
-        expected = {batch: digest for batch, (digest, _) in trace.items()}
-        stores = None if self.stores is None else runs.copy(self.stores)
-        other = runs.run(stores, trace=self.at, expected=expected)
+            return self, None
+        one = runs.run(trace=self.at)
+        if self.stores is not None and one.trace.get(END, ("", None))[0] != first.epoch(self.at)["hash"]:
+            cut = replace(self.cut, kind="unstable", finding=f"undisturbed, epoch {self.at[3]} has other bits each time")
+            return replace(self, cut=cut), self._parting(runs, first, one, None)
+        return self, self._parting(runs, first, one, self.stores)
+
+    def _parting(self, runs: Runs, first: First, one: Run, stores: Path | None) -> Parting | None:
+        """Trace a run on stores up to the first state that one before did not have, and compare the two."""
+        assert self.at is not None
+        expected = {batch: state for batch, (state, _) in one.trace.items()}
+        other = runs.run(None if stores is None else runs.copy(stores), trace=self.at, expected=expected)
         if not other.cut:
             return None
-        batch = next(batch for batch, (digest, _) in other.trace.items() if expected.get(batch, digest) != digest)
-        number = None if batch == END else int(batch)
-        one = runs.run(cut=[*self.at, END if number is None else number])
-        leaves = diff(_point(one.stores, self.at), _point(other.stores, self.at)) if one.cut else []
+        last = list(other.trace)[-1]
+        batch = None if last == END else int(last)
+        there = runs.run(cut=[*self.at, END if batch is None else batch])
+        data = one.trace[last][1], other.trace[last][1]
         return Parting(
             checkpoint=self.at[1],
             op=self.at[2],
             epoch=self.at[3],
-            batch=number,
-            step=None if number is None else first.step(self.at, number),
-            same_batch=None if None in (trace[batch][1], other.trace[batch][1]) else trace[batch][1] == other.trace[batch][1],
-            leaves=tuple(leaves),
+            batch=batch,
+            step=None if batch is None else first.step(self.at, batch),
+            same_batch=None if None in data else data[0] == data[1],
+            leaves=tuple(diff(_point(there.stores, self.at), _point(other.stores, self.at)) if there.cut else ()),
         )
 
 

@@ -228,6 +228,19 @@ ps.Store("s").checkpoint("a").train(start(), [(x[i : i + 8] * weight[:, None], y
         "unstable",
         "undisturbed, train 0 of 'a' asks another question: training data",
     ),
+    "a loss that draws from the system": (
+        """
+import random
+
+class Noisy(nn.CrossEntropyLoss):
+    def forward(self, y_pred, y_true):
+        return super().forward(y_pred, y_true) * random.SystemRandom().random()
+
+ps.Store("s").checkpoint("a").train(start(loss_cls=Noisy), loader(), epochs=1, guard="off")
+""",
+        "unstable",
+        r"undisturbed, epoch 1 has other bits each time(.|\n)*epoch 1, batch 1 \(step 1\) is the first that gives other bits",
+    ),
     "a file that the script writes": (
         """
 import os
