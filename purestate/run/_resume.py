@@ -28,7 +28,7 @@ from purestate.run._chain import Trajectory
 from purestate.run._ledger import Ledger
 from purestate.run._signals import Deferred
 
-__all__ = ["ResumePoints", "Resumed"]
+__all__ = ["ResumePoints", "Resumed", "counted"]
 
 Trees = dict[str, dict[str, torch.Tensor]]
 
@@ -146,15 +146,14 @@ class ResumePoints:
             self._stop.deliver()
         else:
             now = position()
-            self._leave_at(now, now.n - 1, f" and {now.batch} batches of epoch {now.n}")
+            self._leave_at(now, now.n - 1, f" and {counted(now.batch, 'batch', 'batches')} of epoch {now.n}")
 
     def _leave_at(self, found: Position | Epoch, epochs: int, more: str) -> None:
         if not self._keeps:
             return self._stop.deliver()
         self._take(found)
         self.close()
-        done = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-        farewell = f"stopped after {done}{more}. Run it again to go on from there."
+        farewell = f"stopped after {counted(epochs, 'epoch', 'epochs')}{more}. Run it again to go on from there."
         if self._stop.ends:
             self._notify(farewell)
         try:
@@ -296,6 +295,11 @@ class _Copy:
             self._handle.result()
 
 
+def counted(n: int, one: str, several: str) -> str:
+    """Return a number with its noun."""
+    return f"{n} {one if n == 1 else several}"
+
+
 def _put(leaves: Leaves, trees: Trees) -> dict[str, Any]:
     name = str(len(trees))
     trees[name] = dict(leaves)
@@ -310,4 +314,5 @@ def _got(json: dict[str, Any], trees: Trees, device: torch.device) -> dict[str, 
 def _size(state: State) -> int:
     """Bytes of a state in training, of which the moments may not be there yet."""
     params = sum(tensor.nbytes for tensor in state.params.values())
-    return 3 * params + sum(tensor.nbytes for tensor in state.buffers.values())
+    average = params if state.ema is not None else 0
+    return 3 * params + average + sum(tensor.nbytes for tensor in state.buffers.values())

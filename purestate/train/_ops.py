@@ -137,6 +137,8 @@ class Trains(Reads):
         warmup: int = 0,
         metrics: Sequence[MetricLike] = (),
         keep: Policy | None = None,
+        resume_every: str | None = None,
+        resume_budget: float = 0.02,
         progress: bool = True,
         guard: GuardMode = "first",
     ) -> TrainHistory:
@@ -155,6 +157,8 @@ class Trains(Reads):
             warmup: During so many epochs the learning rate rises linearly, step by step, and the schedulers are held back.
             metrics: Functions ``(y_pred, y_true)`` that return a sum over the batch; see `metric`.
             keep: The epochs that are kept beside the last and the best, as in ``train.keep.last(3) | train.keep.every(10)``.
+            resume_every: How often a resume point is written: ``'60s'``, ``'500 steps'``, ``'epoch'``.
+            resume_budget: Where that is left out: the share of the time that resume points may cost.
             progress: Whether bars are shown while something is computed, in a terminal or a notebook.
             guard: When it is looked whether forward, loss and metrics move what belongs to no state: ``'first'`` in the first
                 steps, ``'always'`` in each, ``'off'`` never. See `purestate.run.Checkpoint.train`.
@@ -192,6 +196,8 @@ class Trains(Reads):
                 metrics=metrics,
                 keep=keep,
                 on_epoch=on_epoch,
+                resume_every=resume_every,
+                resume_budget=resume_budget,
                 progress=progress,
                 guard=guard,
             )
