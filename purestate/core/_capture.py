@@ -26,7 +26,7 @@ from purestate.core._hidden import Attributes
 from purestate.core._kept import Kept, Kinds, Known, signature_of, tensor_key
 from purestate.core._replay import Layout, Program, Replay, writes_into, written_out
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
-from purestate.core._step import Step, StepOutput
+from purestate.core._step import GradientStep, Step, StepOutput, TakenTwiceError
 from purestate.core._watch import (
     CannotCaptureError,
     NoEscape,
@@ -118,6 +118,7 @@ class Runner:
         self._epoch = 0
         self._generation = 0
         self._off = False
+        self._takes = isinstance(step, GradientStep)
         self._trees: Trees | None = None
         self._flat: list[Tensor] = []
         self._spec: Any = None
@@ -199,10 +200,7 @@ class Runner:
             if bits != self._bits(trees):
                 self._kinds.writes = True  # the next call has copies, and can be run again
                 return None
-            own, inputs = self._copies(*copies)
-            seed_all(seed)
-            with warnings.catch_warnings(action="ignore"):
-                return self._seen(self.step(*own, inputs), own)
+            return self._once_more(copies, seed)
 
         return guard(run, lambda output: self._seen(output, trees), again)
 
@@ -237,7 +235,7 @@ class Runner:
 
     def _bind(self, entry: Entry, program: Program | None) -> None:
         entry.program = program
-        entry.replay = None if program is None else program(*self._flat)
+        entry.replay = None if program is None else program.bind(*self._flat)
 
     def _first_calls(self, key: Any, trees: Trees, batch: Any, seed: int) -> StepOutput:
         if self._off:
@@ -301,7 +299,11 @@ class Runner:
     def _believed(
         self, before: tuple[Trees, Any], seed: int, expected: _Expected, watch: AbstractContextManager[Any]
     ) -> tuple[Program, bool]:
-        graph, layout = self._trace(self._copies(*before), seed, watch)
+        try:
+            graph, layout = self._trace(self._copies(*before), seed, watch)
+        except TakenTwiceError:
+            self._takes = False
+            graph, layout = self._trace(self._copies(*before), seed, watch)
         if self.step.training and not self._kinds.writes and writes_into(graph, len(before[0][0])):
             raise WritesParametersError
         # tensors that are no argument belong to this op's copy of the module or of the loss
@@ -309,13 +311,20 @@ class Runner:
         program = self._write(graph, layout)
         self._must_equal(program, before, seed, expected)
         other = seed ^ _OTHER_SEED
-        trees, batch = self._copies(*before)
-        seed_all(other)
-        with warnings.catch_warnings(action="ignore"):
-            # what is compared are digests, so that never more than two sets of gradients are in memory
-            seen = self._seen(self.step(*trees, batch), trees)
+        seen = self._once_more(before, other)
         self._must_equal(program, before, other, (seen, global_states()))
         return program, lasts
+
+    def _once_more(self, inputs: tuple[Trees, Any], seed: int) -> dict[str, Any]:
+        """Run the step on copies and return digests: of a gradient when it is there, so that none waits for the others."""
+        trees, batch = self._copies(*inputs)
+        seed_all(seed)
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                return self._seen(self.step(*trees, batch, *([_digest] if self._takes else [])), trees)
+            except TakenTwiceError:
+                self._takes = False
+        return self._once_more(inputs, seed)
 
     def _write(self, graph: fx.GraphModule, layout: Layout) -> Program:
         return written_out(graph, layout)
@@ -365,6 +374,7 @@ class Runner:
         bound = [t for tree in trees for t in tree.values()]
         flat = [*bound, *(leaves[i] for i in places)]
         layout: list[Layout] = []
+        take = [_stand_in] if self._takes else []
 
         def run(*tensors: Tensor) -> list[Any]:
             rest = iter(tensors)
@@ -373,7 +383,8 @@ class Runner:
             for i, tensor in zip(places, rest, strict=True):
                 filled[i] = tensor
             with watch, StaticShapes():
-                output = self.step(params, frozen, buffers, optree.tree_unflatten(structure, filled))
+                full = optree.tree_unflatten(structure, filled)
+                output = self.step(params, frozen, buffers, full, *take)
             assigned = {name: b for name, b in output.buffers.items() if b is not buffers[name]}
             names = list(output.gradients), list(assigned)
             layout.append(Layout(len(bound), *names, len(output.sums), output.size, self.step.training))
@@ -440,7 +451,8 @@ class Runner:
         for manual_seed in self._seeders:
             manual_seed(seed)
         try:
-            actual = program(*(t for tree in trees for t in tree.values()))(trees[2], *signature_of(batch)[1])
+            replay = program.bind_taken(*(t for tree in trees for t in tree.values()))
+            actual = replay(_digest, trees[2], *signature_of(batch)[1])
         except RuntimeError as error:
             raise OtherBitsError(f"a replay gave other bits in a shape ({error})") from error
         seen = self._seen(actual, trees)
@@ -471,8 +483,24 @@ class Runner:
             self.notice = text
 
 
+def _stand_in(gradient: Tensor) -> Tensor:
+    """Return a tensor without elements that is this gradient to the trace which is being made, so that it can be let go."""
+    from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode, get_proxy_slot, set_proxy_slot
+
+    mode: Any = get_innermost_proxy_mode()
+    proxy: Any = get_proxy_slot(gradient, mode.tracer, None)
+    if proxy is None:
+        return gradient
+    with torch._C._DisableTorchDispatch():
+        stand_in = torch.empty(0)
+    set_proxy_slot(stand_in, mode.tracer, proxy)
+    return stand_in
+
+
 def _digest(value: Any) -> Any:
     """What is equal for two values of the same type and bits. Strides of axes of length 1 mean nothing."""
+    if isinstance(value, tuple):
+        return value  # it is one
     if isinstance(value, list):
         return [_digest(item) for item in cast("list[Any]", value)]
     if not isinstance(value, Tensor):

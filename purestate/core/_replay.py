@@ -2,13 +2,14 @@
 
 There are two functions. ``bind`` takes parameters, frozen parameters and buffers and makes the views of them that the step
 uses; it returns ``replay``, which takes the buffers' mapping and the tensors of a batch and has a line for each operator.
-What is no longer needed is dropped at the line that used it last, as in the traced program.
+What is no longer needed is dropped at the line that used it last, as in the traced program. For comparisons there is a second
+pair with the same lines, which gives each gradient away as soon as it is there: two sets of them are a lot of memory.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,8 +23,6 @@ from purestate.core._step import StepOutput
 __all__ = ["Layout", "Program", "Replay", "writes_into", "written_out"]
 
 Replay = Callable[..., StepOutput]
-Program = Callable[..., Replay]
-"""``bind(*params, *frozen, *buffers) -> replay``, and ``replay(buffers, *batch) -> StepOutput``."""
 
 _aten = torch.ops.aten
 _C: Any = torch._C  # most of it has no types
@@ -60,6 +59,20 @@ class Layout:
     training: bool
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Program:
+    """A captured step that is written out.
+
+    Args:
+        bind: ``bind(*params, *frozen, *buffers) -> replay``, and ``replay(buffers, *batch) -> StepOutput``.
+        bind_taken: The same, but the replay takes a function first. It is given each gradient that is complete, and what it
+            returns is in its place in the answer.
+    """
+
+    bind: Callable[..., Replay]
+    bind_taken: Callable[..., Replay]
+
+
 def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
     """Compile a traced step.
 
@@ -83,13 +96,16 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
         node.name = f"input_{node.name}"
     early = _views_of(graph, inputs[: layout.bound])
     last_use: dict[fx.Node, fx.Node] = {n: user for user in graph.nodes for n in user.all_input_nodes}
+    values = list(next(node for node in graph.nodes if node.op == "output").args[0])
+    complete = _complete_after(graph, values, len(layout.gradients))
     first: list[str] = []
     lines: list[str] = []
+    taking: set[int] = set()
     for node in graph.nodes:
         if node.op == "get_attr":
             scope[node.name] = _constant(getattr(graph_module, str(node.target)))
         elif node.op == "output":
-            lines.append(f"return {_answer(list(node.args[0]), layout, scope)}")
+            lines.append(f"return {_answer(values, layout, scope)}")
         elif node.op == "placeholder":
             continue
         elif (value := _filled(node)) is not None:
@@ -103,23 +119,54 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
                 done.append(node.name)
             if done:
                 lines.append(f"del {', '.join(done)}")
+            for n in complete.get(node, ()):
+                if _is_local(n, early, scope):
+                    taking.add(len(lines))
+                    lines.append(f"{n.name} = take({n.name})")
     names = [node.name for node in inputs]
-    given = ", ".join(["buffers", *names[layout.bound :]])
-    source = "\n".join(
-        [
+
+    def bind(lines: list[str], given: list[str]) -> Callable[..., Replay]:
+        arguments = ", ".join(given)
+        source = [
             f"def bind({', '.join(names[: layout.bound])}):",
             "    with grad_mode(), below_autograd():",
             *(f"        {line}" for line in [*first, "pass"]),
-            f"    def replay({given}):",
+            f"    def replay({arguments}):",
             f"        if is_grad_enabled() is not {layout.training}:",  # setting what is set would cost as much as an operator
-            f"            with grad_mode(): return replay({given})",
+            f"            with grad_mode(): return replay({arguments})",
             "        with below_autograd():",
             *(f"            {line}" for line in lines),
             "    return replay",
         ]
-    )
-    exec(compile(source, "<captured step>", "exec"), scope)
-    return scope["bind"]
+        exec(compile("\n".join(source), "<captured step>", "exec"), scope)
+        return scope["bind"]
+
+    given = ["buffers", *names[layout.bound :]]
+    return Program(bind([line for i, line in enumerate(lines) if i not in taking], given), bind(lines, ["take", *given]))
+
+
+def _complete_after(graph: fx.Graph, values: Sequence[Any], gradients: int) -> dict[fx.Node, list[fx.Node]]:
+    """After which nodes nobody reads or writes a gradient any more, nor what shares its memory, and it is returned once."""
+    shares: dict[fx.Node, set[fx.Node]] = {}
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            last |= dict.fromkeys([node, *node.all_input_nodes], node)
+            together = {node}.union(*(shares.get(n, {n}) for n in node.all_input_nodes)) if _may_share(node) else {node}
+            shares |= dict.fromkeys(together, together)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in dict.fromkeys(n for n in values[1 : gradients + 1] if isinstance(n, fx.Node) and n in shares):
+        if node not in [values[0], *values[gradients + 1 :]]:
+            found.setdefault(max((last[n] for n in shares[node] if n in last), key=order.__getitem__), []).append(node)
+    return found
+
+
+def _may_share(node: fx.Node) -> bool:
+    """Whether the result of a node may share memory with its arguments, or it writes into them."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    return _writes(node.target) or any(returned.alias_info is not None for returned in node.target._schema.returns)
 
 
 def writes_into(graph_module: fx.GraphModule, first: int) -> bool:

@@ -8,9 +8,10 @@ nothing is captured here (see `_capture`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "PredictStep",
     "Step",
     "StepOutput",
+    "TakenTwiceError",
     "make_evaluate_step",
     "make_gradient_step",
     "make_predict_step",
@@ -58,6 +60,10 @@ class StepOutput:
     size: int
 
 
+class TakenTwiceError(Exception):
+    """Backward added to a gradient that had been taken: with reentrant activation checkpoints there is backward in backward."""
+
+
 class GradientStep:
     """``step(params, frozen, buffers, batch) -> StepOutput``, in train mode, with gradients. See `make_gradient_step`."""
 
@@ -72,7 +78,9 @@ class GradientStep:
         self._slots = Slots(self.module)
         self._checked = False
 
-    def __call__(self, params: Tensors, frozen: Tensors, buffers: Tensors, batch: Any) -> StepOutput:
+    def __call__(
+        self, params: Tensors, frozen: Tensors, buffers: Tensors, batch: Any, take: Callable[[Tensor], Any] | None = None
+    ) -> StepOutput:
         """Compute loss, gradients and metrics of a batch.
 
         Args:
@@ -80,13 +88,20 @@ class GradientStep:
             frozen: The other parameters.
             buffers: Owned by the caller; modules such as batch normalisation update them in place.
             batch: What the loader gave, on the device of the parameters.
+            take: Given each gradient when backward has added it up; what it returns is in the answer in its place. So a
+                second set of gradients is never in memory as a whole.
 
         Raises:
             LossError: See `Objective`; also if the loss depends on no trainable parameter.
             MetricError: A metric failed or returned no sum.
             ImpurityError: Forward wrote a frozen parameter.
+            TakenTwiceError: Backward went on with a gradient that was taken. Call it again without ``take``.
         """
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+        taken: dict[str, Any] = {}
+        if take is not None:
+            for name, leaf in leaves.items():
+                leaf.register_post_accumulate_grad_hook(partial(_take, taken, name, take))
         given = frozen
         if not self._checked:
             # once by content: what forward writes through `.data` moves no version
@@ -107,7 +122,7 @@ class GradientStep:
                 params[name].copy_(leaf.detach())  # forward did `parameter.data = value`
         assigned = {name: b.detach() for name, b in after.items() if b is not buffers[name]}
         sums = _measure(self.metrics, outputs, target)
-        gradients = {name: leaf.grad for name, leaf in leaves.items()}
+        gradients = {name: taken.get(name, leaf.grad) for name, leaf in leaves.items()}
         return StepOutput(loss.detach(), gradients, {**buffers, **assigned} if assigned else buffers, sums, batch_size(batch))
 
     def _differentiate(self, loss: Tensor, outputs: Any, target: Any) -> None:
@@ -235,6 +250,13 @@ def make_evaluate_step(template: nn.Module, objective: Objective, metrics: Seque
 def make_predict_step(template: nn.Module, objective: Objective | None = None) -> PredictStep:
     """Make the pure prediction step of a module; of the objective only the precision counts."""
     return PredictStep(template, objective, ())
+
+
+def _take(taken: dict[str, Any], name: str, take: Callable[[Tensor], Any], leaf: Tensor) -> None:
+    assert leaf.grad is not None
+    if name in taken:
+        raise TakenTwiceError
+    taken[name], leaf.grad = take(leaf.grad), None
 
 
 class _Registered(TorchDispatchMode):
