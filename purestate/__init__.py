@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from purestate.core._edit import freeze as freeze
     from purestate.core._edit import set_lr as set_lr
     from purestate.core._edit import unfreeze as unfreeze
+    from purestate.core._ema import averaged as averaged
     from purestate.core._init import init as init
     from purestate.core._init import to_module as to_module
     from purestate.core._key import Key as Key
@@ -70,6 +71,7 @@ _LATER = {
     "State": "purestate.core._state",
     "Store": "purestate.run",
     "Summary": "purestate.run",
+    "averaged": "purestate.core._ema",
     "diff": "purestate.core._diff",
     "freeze": "purestate.core._edit",
     "init": "purestate.core._init",

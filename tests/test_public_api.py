@@ -17,7 +17,7 @@ import purestate as ps
 # A name that is added or removed changes this list, the README and CHANGELOG.md.
 NAMES = """
     Checkpoint CheckpointInfo Curve EpochView Key LeafDiff MemoryStore Metric NullStore PureStateError StaleRecordError
-    State Store Summary diff freeze init make_loss make_step metric metric_accuracy metric_binaccuracy plot_metrics
+    State Store Summary averaged diff freeze init make_loss make_step metric metric_accuracy metric_binaccuracy plot_metrics
     set_lr setup state_hash to_module unfreeze verify_resume
 """.split()
 # The functions of the module `ps.keep`.

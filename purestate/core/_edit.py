@@ -66,7 +66,8 @@ def freeze(state: State, *patterns: str) -> State:
         *patterns: Names, or shell patterns such as ``'encoder.*'``.
 
     Returns:
-        A state whose optimizer and schedulers, if they were set up, start afresh on what is left.
+        A state whose optimizer and schedulers, if they were set up, start afresh on what is left. Its average is one of what
+        is left.
 
     Raises:
         StateError: No pattern was given, one matches no trainable parameter, or none would be left.
@@ -89,7 +90,8 @@ def unfreeze(state: State, *patterns: str) -> State:
         *patterns: Names, or shell patterns such as ``'encoder.*'``.
 
     Returns:
-        A state whose optimizer and schedulers, if they were set up, start afresh on what is in training.
+        A state whose optimizer and schedulers, if they were set up, start afresh on what is in training. Its average begins
+        with the values of now for what came in.
 
     Raises:
         StateError: No pattern was given, or one matches no frozen parameter.
@@ -126,5 +128,7 @@ def _move(state: State, source: str, target: str, patterns: tuple[str, ...], act
     }
     if not len(trees["params"]):
         raise StateError(f"{act}: no trainable parameter would be left.", path="params")
+    if state.ema is not None:
+        trees["ema"] = Leaves({name: state.ema.get(name, tensor) for name, tensor in trees["params"].items()}, "ema")
     fresh = dict.fromkeys(COMPONENTS)
     return state.derived({act: list(patterns)}, recipe=recipe.replace(template=template), **trees, **fresh)

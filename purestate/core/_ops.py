@@ -422,12 +422,12 @@ def find_lr(
             f"got {min_rate!r}, {max_rate!r}, {epochs!r}."
         )
     state.check()
-    bare = recipe.replace(epoch_scheduler=None, step_scheduler=None)
+    bare = recipe.replace(epoch_scheduler=None, step_scheduler=None, ema_decay=None)
     key, steps = state.key.derive(Tag.FIND_LR), epochs * feed.batches
     rates = [min_rate * (max_rate / min_rate) ** (i / max(steps - 1, 1)) for i in range(steps)]
     losses: list[torch.Tensor] = []
     with isolated(state):
-        work = Working(state.replace(recipe=bare, epoch_scheduler=None, step_scheduler=None, origin=state.origin))
+        work = Working(state.replace(recipe=bare, epoch_scheduler=None, step_scheduler=None, ema=None, origin=state.origin))
         runner = _gradient_runner(recipe, (), guard, work)
         seeds = key.fold_in(Tag.STEP).seeds(0, steps).tolist()
         for n in range(epochs):

@@ -59,6 +59,7 @@ class Recipe:
         precision: A name in `PRECISIONS`, or None for none.
         deterministic: Whether accelerators have to use deterministic algorithms.
         compile: Who compiles the gradient step: ``'inductor'``, or None for nobody.
+        ema_decay: How much of the average of the parameters stays with each step; None where there is no average.
     """
 
     template: nn.Module
@@ -72,6 +73,7 @@ class Recipe:
     precision: str | None = None
     deterministic: bool = True
     compile: str | None = None
+    ema_decay: float | None = None
 
     @property
     def has_loss(self) -> bool:

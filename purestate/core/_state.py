@@ -71,7 +71,7 @@ class State:
         step_scheduler: The scheduler that steps after each step of the optimizer, likewise.
         key: The random key.
         counters: Finished epochs and steps.
-        ema: An average of the parameters, or None.
+        ema: The moving average of the parameters, see `purestate.averaged`; None where `setup` asked for none.
         extra: The user's own plain values and tensors.
         recipe: What `setup` decided; None for a state that was loaded without a module.
         origin: What it was made from.

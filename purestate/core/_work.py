@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from purestate.core._ema import average_of
 from purestate.core._module import written_in_forward
 from purestate.core._optim import export_optimizer, learning_rates, with_moments_of
 from purestate.core._sched import export_scheduler, start, step_scheduler
@@ -66,6 +67,7 @@ class Working:
         self._state = state
         self.params = {name: tensor.clone() for name, tensor in state.params.items()}
         written = written_in_forward(recipe.template)
+        self._average = average_of(state)
         self.frozen = {name: tensor.clone() if name in written else tensor for name, tensor in state.frozen.items()}
         self._writes_frozen = not written.isdisjoint(self.frozen)
         self.buffers = {name: tensor.clone() for name, tensor in state.buffers.items()}
@@ -92,6 +94,8 @@ class Working:
             # what was lent has changed, and not all that changes it is counted by torch
             torch.autograd.graph.increment_version(self._lent)
             self._lent = []
+        if self._average is not None:
+            self._average.update(self.params)
         for name, buffer in buffers.items():
             if buffer is not self.buffers[name]:
                 self._assign(name, buffer)
@@ -159,6 +163,8 @@ class Working:
         fields: dict[str, Any] = dict.fromkeys(_SCHEDULERS)
         if self._writes_frozen:
             fields["frozen"] = Leaves(self.frozen, "frozen")
+        if self._average is not None:
+            fields["ema"] = Leaves(self._average.tensors, "ema")
         fields |= {name: export_scheduler(live) for name, live in self._schedulers.items()}
         self._lent = [*self.params.values(), *self.buffers.values(), *optimizer.leaves.values()]
         return self._state.based(
@@ -172,10 +178,10 @@ class Working:
 
 
 def combine(best: State, last: State) -> State:
-    """Return what `load_best` returns: parameters, buffers and moments of ``best``, everything else of ``last``.
+    """Return what `load_best` returns: parameters, their average, buffers and moments of ``best``, all else of ``last``.
 
     Learning rates and other hyperparameters live in the optimizer's groups, which are the last epoch's, by design: the next
     `train` goes on with the lower rate, from the better parameters.
     """
     moments = last.optimizer and with_moments_of(last.optimizer, best.optimizer)
-    return last.based(params=best.params, frozen=best.frozen, buffers=best.buffers, optimizer=moments)
+    return last.based(params=best.params, frozen=best.frozen, buffers=best.buffers, ema=best.ema, optimizer=moments)

@@ -23,11 +23,14 @@ __all__ = ["ask_reader", "ask_train", "describe_option"]
 _READ = ("params", "frozen", "buffers", "key")
 """The subtrees that `evaluate` and `predict` depend on: a fork that only changes the optimizer shares their answers."""
 
-_EDITS = ("set_lr", "freeze", "unfreeze")
+_EDITS = ("set_lr", "freeze", "unfreeze", "averaged")
 """What was done to a state by functions whose arguments say it better than digests do."""
 
-_OPTIONS = ("loss", *COMPONENTS, "clip", "precision", "deterministic", "compile")
+_OPTIONS = ("loss", *COMPONENTS, "clip", "precision", "deterministic", "compile", "ema_decay")
 """What of a recipe enters a question."""
+
+_NEWER = frozenset({"compile", "ema_decay"})
+"""Options that the first records do not know: they are in a question where they are set, and old records stay answers."""
 
 
 def ask_train(
@@ -74,10 +77,10 @@ def ask_reader(
         loader: Its data.
         metrics: What it computes beside the loss.
         args: Its other arguments.
-        whole: Whether it depends on the optimizer, as `find_lr` does.
+        whole: Whether it depends on the optimizer, as `find_lr` does. None depends on the average.
     """
     assert state.recipe is not None
-    parts = _common(state, list(state.digests) if whole else _READ, metrics)
+    parts = _common(state, [name for name in state.digests if name != "ema"] if whole else _READ, metrics)
     parts |= _recipe(state.recipe, ("loss", "precision", "deterministic", *(("optimizer", "clip", "compile") if whole else ())))
     parts |= dict(flatten(_data(loader), "data")) | {f"args.{name}": value for name, value in (args or {}).items()}
     return Question(op, parts, _about(state))
@@ -100,8 +103,7 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
 
 
 def _recipe(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    # compile is newer than the first records, which have to stay answers
-    given = [name for name in names if name != "compile" or recipe.compile is not None]
+    given = [name for name in names if name not in _NEWER or getattr(recipe, name) is not None]
     return dict(flatten({name: describe_option(recipe, name) for name in given}, "recipe"))
 
 

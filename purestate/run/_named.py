@@ -21,5 +21,5 @@ def items_of(json: Mapping[str, Any]) -> dict[str, str]:
             if type(digest) is not str:
                 raise TypeError(f"{digest!r} is no digest")
             if digest:
-                found[digest] = name
+                found.setdefault(digest, name)  # an average that is not updated yet may be the item of the parameters
     return found

@@ -48,7 +48,7 @@ def rebuild(recipe: Recipe, parts: Mapping[str, Any], where: str) -> Recipe:
         elif name != "loss":
             made[name] = factory
     made["clip"] = Clip(parts.get("recipe.clip.norm"), parts.get("recipe.clip.value"))
-    made |= {name: parts.get(f"recipe.{name}") for name in ("precision", "deterministic", "compile")}
+    made |= {name: parts.get(f"recipe.{name}") for name in ("precision", "deterministic", "compile", "ema_decay")}
     found = recipe.replace(**made)
     for name in ("loss", *COMPONENTS):
         if dict(flatten(describe_option(found, name), name)) != _below(parts, f"recipe.{name}", keep=name):

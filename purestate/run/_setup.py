@@ -47,6 +47,8 @@ class SetupOptions(TypedDict, total=False):
     precision: str | None
     deterministic: bool | None
     compile: str | None
+    ema_decay: float | None
+    clear_ema: bool
 
 
 def setup(
@@ -72,6 +74,8 @@ def setup(
     precision: str | None = None,
     deterministic: bool | None = None,
     compile: str | None = None,
+    ema_decay: float | None = None,
+    clear_ema: bool = False,
 ) -> State:
     """Decide how a state is trained. What is named starts afresh; what is not named stays with its state.
 
@@ -101,6 +105,9 @@ def setup(
         compile: ``'inductor'``: `train` compiles the gradient step, which takes seconds once for each kind of batch and
             machine, and gives other last bits; random masks of tensors that are not contiguous are others, too. ``'none'``:
             it does not.
+        ema_decay: From now on `train` keeps an average of the parameters: after every step this much of it stays, from 0 to 1,
+            and the rest is the parameters. It begins with them; one that is there goes on with the new decay. See `averaged`.
+        clear_ema: Go on without one.
 
     Returns:
         A new state. A scheduler that is kept while the optimizer is new is built again on it and stepped to where it was.
@@ -125,7 +132,7 @@ def setup(
         "epoch_scheduler": _factory("epoch_scheduler", epoch_scheduler_cls, epoch_scheduler_args, epoch_scheduler_fn),
         "step_scheduler": _factory("step_scheduler", step_scheduler_cls, step_scheduler_args, step_scheduler_fn),
     }
-    fresh: dict[str, None] = {}
+    fresh: dict[str, Any] = {}
     cleared = {"epoch_scheduler": clear_epoch_scheduler, "step_scheduler": clear_step_scheduler}
     for name in COMPONENTS:
         if factories[name] is not None and cleared.get(name):
@@ -139,6 +146,9 @@ def setup(
         changed["deterministic"] = bool(deterministic)
     if compile is not None:
         changed["compile"] = _compiler(compile)
+    if ema_decay is not None or clear_ema:
+        changed["ema_decay"] = decay = _decay(ema_decay, clear_ema)
+        fresh["ema"] = None if decay is None else state.params if state.ema is None else state.ema
     return state.derived({"setup": sorted(changed)}, recipe=before.replace(**changed), **fresh)
 
 
@@ -211,3 +221,13 @@ def _compiler(name: str) -> str | None:
             f"setup: compile must be one of {', '.join(map(repr, ('none', *COMPILERS)))}, got {name!r}.", argument="compile"
         )
     return None if name == "none" else name
+
+
+def _decay(decay: float | None, clear: bool) -> float | None:
+    if decay is None:
+        return None
+    if clear:
+        raise SetupError("setup: clear_ema and ema_decay were both given.", fix="Give one of them.", argument="clear_ema")
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
+        raise SetupError(f"setup: ema_decay must be a number from 0 to 1, got {decay!r}.", argument="ema_decay")
+    return float(decay)

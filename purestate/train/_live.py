@@ -92,7 +92,8 @@ class LiveModule:
     def adopt(self, state: State) -> State:
         """Return a state that holds what the module holds now, and goes on otherwise as another does.
 
-        Where names, shapes and what is trainable are as they were, optimizer and schedulers stay; else they start afresh.
+        Where names, shapes and what is trainable are as they were, optimizer, schedulers and average stay; else they start
+        afresh.
 
         Raises:
             MutatedStateError: The module was never filled with the state, so what is in it is older.
@@ -108,7 +109,7 @@ class LiveModule:
         assert new.recipe is not None
         parts: dict[str, Any] = {name: getattr(new, name) for name in SUBTREES}
         if any(_specs(parts[name]) != _specs(getattr(state, name)) for name in SUBTREES):
-            parts |= dict.fromkeys(COMPONENTS)
+            parts |= dict.fromkeys((*COMPONENTS, "ema"))
         adopted = state.derived({"adopt": True}, recipe=state.recipe.replace(template=new.recipe.template), **parts)
         self._note(adopted)
         return adopted

@@ -55,9 +55,9 @@ def shuffled() -> DataLoader[Any]:
     return DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True)
 
 
-def train(ck: ps.Checkpoint, loader: Any = None, **options: Any) -> ps.State:
+def train(ck: ps.Checkpoint, loader: Any = None, *, recipe: dict[str, Any] | None = None, **options: Any) -> ps.State:
     arguments: dict[str, Any] = dict(epochs=2, metrics=[ps.metric_accuracy], load_best=True, patience=5) | options
-    return ck.train(start(), loader or shuffled(), [(X[:10], Y[:10]), (X[10:], Y[10:])], **arguments)
+    return ck.train(start(**recipe or {}), loader or shuffled(), [(X[:10], Y[:10]), (X[10:], Y[10:])], **arguments)
 
 
 def answer(ck: ps.Checkpoint, state: ps.State) -> list[Any]:
@@ -96,16 +96,18 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
 BATCHES = 2 + 2 * (4 + 2)
 
 
-@pytest.mark.parametrize("warmup", [0, 1])
-def test_cut_after_every_batch_of_training_and_validation(cut, warmup):
+@pytest.mark.parametrize(
+    "options", [dict(warmup=0), dict(warmup=1), dict(recipe=dict(ema_decay=0.9))], ids=["plain", "warmup", "average"]
+)
+def test_cut_after_every_batch_of_training_and_validation(cut, options):
     whole = checkpoint()
-    expected = answer(whole, train(whole, warmup=warmup))
+    expected = answer(whole, train(whole, **options))
     for n in range(1, BATCHES + 1):
         store = ps.MemoryStore()
-        assert cut(checkpoint(store), n, warmup=warmup)
+        assert cut(checkpoint(store), n, **options)
         again = checkpoint(store)
-        assert answer(again, train(again, warmup=warmup)) == expected, f"cut after batch {n}"
-    assert not cut(checkpoint(), BATCHES + 1, warmup=warmup)
+        assert answer(again, train(again, **options)) == expected, f"cut after batch {n}"
+    assert not cut(checkpoint(), BATCHES + 1, **options)
 
 
 def test_a_run_that_is_cut_every_third_batch_arrives(cut, disk):
