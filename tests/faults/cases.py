@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.server import Child, Outcome, Server
 from tests.faults.shim import ROLES, Call, Fault, read_log
-from tests.faults.verify import acknowledged, whole
+from tests.faults.verify import acknowledged, files_of, whole
 
 __all__ = ["CASES", "Case", "Prepared"]
 
@@ -47,6 +47,7 @@ CASES = {
     "gc": Case("gc", before=(_A, _B, ("acts", {})), roles=("main",)),
     "repair": Case("repair", before=(_A, ("mess", {})), roles=("main",)),
     "copy": Case("copy", before=(_A, _B)),
+    "export": Case("export", before=(_A,)),
     "acts": Case("acts", before=(_B, _A), roles=("main",), may_go=("b",)),
 }
 _SPECIAL = {"rename", "fdatasync", "ftruncate", "truncate", "link"}
@@ -126,6 +127,9 @@ class Prepared:
             if (root / name).exists():
                 mine = [what for what in known if what.get("store", "store") == name]
                 acknowledged(whole(root / name), mine, {*self.case.may_go, *gone})
+        for what in known:
+            if "exported" in what:
+                assert files_of(root / what["exported"]) == what["files"], f"{what['exported']} is not what it was"
 
     def values(self, said: list[dict[str, Any]]) -> list[Any]:
         """Return what is the same in every run."""

@@ -18,6 +18,7 @@ from purestate.core._hash import leaf_hash, tree_hash
 from purestate.errors import StoreLockedError
 from purestate.store._disk import DiskBackend
 from purestate.store._log import DiskLog
+from tests.faults.verify import files_of
 from tests.run.tiny import Ask, checkpoint
 
 __all__ = ["acts", "keep", "leaves_of", "resume", "save", "train"]
@@ -162,6 +163,14 @@ def copy(path: str, say: Say) -> None:
     ps.Store(path).copy(other)
     for id in ("a", "b"):
         say({"store": "copy", **_reached(other.open(id, echo=None)._ledger.log, value=other.load(id).hash)})
+
+
+def export(path: str, say: Say) -> None:
+    """Export a checkpoint for Orbax, into a new folder beside the store."""
+    root = Path(path).parent
+    place = root / f"exported-{len(list(root.glob('exported-*')))}"
+    ps.Store(path).export_orbax("a", place)
+    say({"value": sorted(step.name for step in place.iterdir()), "exported": place.name, "files": files_of(place)})
 
 
 def _reached(log: DiskLog | Any, length: int | None = None, value: Any = None, *, fresh: bool = True) -> dict[str, Any]:

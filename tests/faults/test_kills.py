@@ -20,6 +20,7 @@ QUICK = {
     "gc": 5,
     "repair": 3,
     "copy": 3,
+    "export": 3,
 }
 PLACES = [(name, role) for name, case in CASES.items() for role in case.roles]
 

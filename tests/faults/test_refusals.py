@@ -26,6 +26,7 @@ QUICK = {
     "gc": 3,
     "repair": 3,
     "copy": 3,
+    "export": 3,
 }
 PLACES = [(name, role) for name, case in CASES.items() for role in case.roles]
 WAYS = [("fail", errno.EIO), ("full", errno.ENOSPC), ("fail", errno.ENOSPC)]

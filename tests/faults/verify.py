@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from purestate.store._disk import DiskBackend
 
-__all__ = ["acknowledged", "items_named", "whole"]
+__all__ = ["acknowledged", "files_of", "items_named", "whole"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -24,6 +26,11 @@ def items_named(body: Any, key: str = "") -> Iterator[str]:
             yield from items_named(value, key)
     elif key in ("item", "items") and isinstance(body, str) and _DIGEST.fullmatch(body):
         yield body
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the digests of the files in a folder, by path."""
+    return {str(path.relative_to(folder)): blake3(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
 def whole(path: Path) -> DiskBackend:
