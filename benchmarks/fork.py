@@ -46,17 +46,36 @@ def rows(quick: bool) -> list[Row]:
         for case in cases.values():
             case()
         found = compare(GROUP, "fork a state of 31.5 MB: ready to be trained", cases, rounds)
-        added = []
-        for _ in range(2):
+        added: dict[str, list[float]] = {"itself": [], "begun": [], "from a seed": []}
+        for n in range(2):
             before = folder_bytes(Path(folder))
             checkpoint, forked = fork()
-            epochs = checkpoint.epochs(forked, batches, batches, epochs=1)
-            next(epochs)  # the evaluation before the first epoch: all that says where the fork begins is recorded
-            epochs.close()
-            added.append(folder_bytes(Path(folder)) - before)
+            added["itself"].append(folder_bytes(Path(folder)) - before)
+            added["begun"].append(_begun(Path(folder), checkpoint, forked, batches))
+            fresh = ps.setup(ps.init(Wide, seed=n), loss_cls=nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=SGD)
+            added["from a seed"].append(_begun(Path(folder), store.checkpoint(f"seed-{n}", echo=None), fresh, batches))
         size = file.stat().st_size
-    name = "bytes that a fork adds before its first epoch"
-    return [*found, figure(GROUP, name, added, [size] * 2, against="a copy of the file", unit="bytes")]
+    return [
+        *found,
+        figure(GROUP, "bytes that a fork adds", added["itself"], [size] * 2, against="a copy of the file", unit="bytes"),
+        figure(
+            GROUP,
+            "bytes of a fork that is begun: its question, where it is from, the first evaluation",
+            added["begun"],
+            added["from a seed"],
+            against="the same train from a seed",
+            unit="bytes",
+        ),
+    ]
+
+
+def _begun(folder: Path, checkpoint: ps.Checkpoint, state: ps.State, batches: Any) -> int:
+    """Return what a train adds before its first epoch."""
+    before = folder_bytes(folder)
+    epochs = checkpoint.epochs(state, batches, batches, epochs=1)
+    next(epochs)
+    epochs.close()
+    return folder_bytes(folder) - before
 
 
 def _by_hand_file(folder: Path) -> Path:
