@@ -11,6 +11,7 @@ import pytest
 
 import purestate as ps
 from purestate.errors import ReplayError, ScriptError, SetupError
+from purestate.store import _placed
 
 ROOT = Path(__file__).parents[2]
 
@@ -337,3 +338,9 @@ def test_what_cannot_be_run_is_refused():
         ps.verify_resume("train.py", n=0)
     with pytest.raises(SetupError, match="is a function and takes no args, got \\['-v'\\]"):
         ps.verify_resume("package.module:train", args=["-v"])
+
+
+def test_a_script_that_verifies_itself_is_stopped(monkeypatch):
+    monkeypatch.setattr(_placed, "_moved", [lambda path: path])  # as in a process that it started
+    with pytest.raises(ScriptError, match=r"test_verify\.py verifies itself, without end"):
+        ps.verify_resume(__file__)
