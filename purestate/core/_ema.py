@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from purestate.core._state import State
+from purestate.core._tree import check_same_names
 from purestate.errors import SetupError, StateError
 
 __all__ = ["Average", "average_of", "averaged"]
@@ -48,10 +49,13 @@ def average_of(state: State) -> Average | None:
 
     Raises:
         SetupError: The state has an average that nobody keeps: training on would leave it behind.
+        TreeMismatchError: It is of other parameters.
     """
     decay = state.recipe.ema_decay if state.recipe is not None else None
     if decay is not None:
-        return Average(state.params, state.params if state.ema is None else state.ema, decay)
+        start = state.params if state.ema is None else state.ema
+        check_same_names("ema", state.params.spec, start.spec, "the average")
+        return Average(state.params, start, decay)
     if state.ema is not None:
         raise SetupError(
             "train: the state has an average of its parameters, and its setup does not say how to keep it.",

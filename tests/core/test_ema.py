@@ -14,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import purestate as ps
 from purestate.core._state import State
+from purestate.core._tree import Leaves
 from purestate.core._work import Working, combine
-from purestate.errors import SetupError, StateError
+from purestate.errors import SetupError, StateError, TreeMismatchError
 from tests.core.loop import HandWritten, run
 from tests.helpers import ConvNet, Mlp, assert_trees_identical, batch, build
 
@@ -216,6 +217,9 @@ def test_no_average_is_left_behind_and_none_is_made_up():
     with pytest.raises(SetupError, match=r"^train: the state has an average .* does not say how to keep it\.") as caught:
         run(s0.replace(ema=dict(s0.params)), POINTS)
     assert caught.value.argument == "ema_decay"
+    on = state(ema_decay=0.9)
+    with pytest.raises(TreeMismatchError, match=r"^ema\['net\.0\.weight'\]: expected float32\[8, 3\], got no such leaf"):
+        run(on.based(ema=Leaves({})), POINTS)
 
 
 def test_where_there_is_none_yet_it_begins_with_the_parameters():
