@@ -150,8 +150,8 @@ class Trains(Reads):
             val_dl: The same for validation, before the first epoch and after each. Without it there is no best, so
                 ``load_best=False`` is needed.
             watch: ``val_<watch>`` decides what is best. Better means strictly better, in the metric's own direction.
-            load_best: Go on from the best epoch: parameters, buffers and moments; schedulers, learning rates, counters and
-                key are the last epoch's. Else go on from the last, and the best is a backup: see `load_checkpoint`.
+            load_best: Go on from the best epoch: parameters, their average, buffers and moments; schedulers, learning rates,
+                counters and key are the last epoch's. Else go on from the last, and the best is a backup: see `load_checkpoint`.
             epochs: How many.
             patience: Stop after so many epochs without a new best; 0 never stops.
             warmup: During so many epochs the learning rate rises linearly, step by step, and the schedulers are held back.
