@@ -121,8 +121,7 @@ class Checkpoint:
                 ``state.key``; neither the loader nor a global generator moves.
             val_dl: The same for validation, which comes before the first epoch and after each.
             epochs: How many.
-            watch: The metric to watch: ``val_<watch>`` decides what is best. Better means strictly better. It is of the
-                parameters, not of their average.
+            watch: The metric to watch: ``val_<watch>``, of the parameters and not their average. Better means strictly better.
             load_best: Return parameters, their average, buffers and moments of the best epoch (the evaluation before the first
                 is a candidate); schedulers, learning rates, counters and key are the last epoch's. Else the last epoch is
                 returned, and the best is kept for ``store.load(id, best=True)``.
