@@ -85,6 +85,7 @@ _LATER = {
     "setup": "purestate.run",
     "state_hash": "purestate.core._state",
     "to_module": "purestate.core._init",
+    "tree_hash": "purestate.core._arrays",
     "unfreeze": "purestate.core._edit",
     "verify_resume": "purestate.run._verify",
 }

@@ -22,6 +22,7 @@ Each class subclasses `PureStateError` and the standard exception that a strange
     ├── StaleRecordError(RuntimeError)     the record is not an answer to this question
     ├── ReplayError(RuntimeError)          recomputing a recorded answer gave other bits
     ├── ScriptError(RuntimeError)          a script that is to be verified does not run, or trains nothing
+    ├── UsageError(ValueError)             a command, or the name of a run or a file, cannot be read
     ├── MissingExtraError(ImportError)     an optional package is not installed
     └── StoreError(OSError)                disk
         ├── InvalidIdError(ValueError)     an id that cannot name a checkpoint
@@ -77,6 +78,7 @@ __all__ = [
     "StoreWriteError",
     "TreeMismatchError",
     "UnsupportedError",
+    "UsageError",
 ]
 
 
@@ -217,6 +219,12 @@ class ScriptError(PureStateError, RuntimeError):
     script: str | None = None
     output: str | None = None
     """The end of what it printed."""
+
+
+class UsageError(PureStateError, ValueError):
+    """A command, or the name of a run or a file, cannot be read, or names nothing; ``available`` lists what there is."""
+
+    available: tuple[str, ...] = ()
 
 
 class MissingExtraError(PureStateError, ImportError):

@@ -15,7 +15,7 @@ from purestate.core._key import Key
 from purestate.core._state import Counters, State
 from purestate.core._tree import Leaves, spec_of
 
-__all__ = ["LeafDiff", "diff"]
+__all__ = ["LeafDiff", "diff", "diff_leaf", "diff_skeletons"]
 
 _NOTHING = object()
 
@@ -79,11 +79,12 @@ def _diff_leaves(where: str, a: Leaves, b: Leaves) -> list[LeafDiff]:
             ours, theirs = (str(spec_of(leaves[name])) if name in leaves else "none" for leaves in (a, b))
             found.append(LeafDiff(f"{where}[{name!r}]", ours, theirs))
         elif a.hashes[name] != b.hashes[name]:
-            found.append(_diff_leaf(f"{where}[{name!r}]", a[name], b[name]))
+            found.append(diff_leaf(f"{where}[{name!r}]", a[name], b[name]))
     return found
 
 
-def _diff_leaf(path: str, a: torch.Tensor, b: torch.Tensor) -> LeafDiff:
+def diff_leaf(path: str, a: torch.Tensor, b: torch.Tensor) -> LeafDiff:
+    """Return how two leaves differ."""
     specs = str(spec_of(a)), str(spec_of(b))
     if a.shape != b.shape or a.dtype != b.dtype:
         return LeafDiff(path, *specs)
@@ -100,19 +101,30 @@ def _diff_plain(state: State, other: State, name: str) -> Iterator[LeafDiff]:
     """What differs between the plain values of a part."""
     a, b = getattr(state, name), getattr(other, name)
     if isinstance(a, Component) and isinstance(b, Component):
-        ours, theirs = _objects(name, a), _objects(name, b)
-        for path in dict.fromkeys([*ours, *theirs]):
-            yield from _diff_json(path, ours.get(path, _NOTHING), theirs.get(path, _NOTHING))
+        yield from diff_skeletons(name, a.skeleton, b.skeleton)
     elif isinstance(a, (Key, Counters)):
         yield LeafDiff(name, repr(a), repr(b))
 
 
-def _objects(name: str, component: Component) -> dict[str, Any]:
+def diff_skeletons(name: str, a: Any, b: Any) -> Iterator[LeafDiff]:
+    """Yield what differs between the plain values of two components.
+
+    Args:
+        name: ``'optimizer'``, ``'epoch_scheduler'``, ``'step_scheduler'`` or ``'extra'``.
+        a: The skeleton of one.
+        b: Of the other.
+    """
+    ours, theirs = _objects(name, a), _objects(name, b)
+    for path in dict.fromkeys([*ours, *theirs]):
+        yield from _diff_json(path, ours.get(path, _NOTHING), theirs.get(path, _NOTHING))
+
+
+def _objects(name: str, skeleton: Any) -> dict[str, Any]:
     """The plain values of a component by the expression that reaches them: ``optimizer.param_groups``."""
     if name == "extra":
-        return {"extra": component.skeleton}
-    found: dict[str, Any] = {f"{name}.{key}": value for key, value in component.skeleton.items() if key != "objects"}
-    for place, attributes in component.skeleton["objects"].items():
+        return {"extra": skeleton}
+    found: dict[str, Any] = {f"{name}.{key}": value for key, value in skeleton.items() if key != "objects"}
+    for place, attributes in skeleton["objects"].items():
         where = place.removeprefix("optimizer").removeprefix("scheduler")
         found |= {f"{name}{where}.{attribute}": value for attribute, value in attributes.items()}
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from blake3 import blake3
 
-__all__ = ["canonical_json", "leaf_header", "scalar_hash", "short", "tree_hash"]
+__all__ = ["bytes_hash", "canonical_json", "leaf_header", "scalar_hash", "short", "tree_hash"]
 
 _LEAF, _SCALAR, _TREE = "purestate/leaf/1", "purestate/scalar/1", "purestate/tree/1"
 
@@ -33,6 +33,17 @@ def leaf_header(dtype: str, shape: Sequence[int]) -> bytes:
         b'["purestate/leaf/1","float32",[2,3]]\x00'
     """
     return f'["{_LEAF}","{dtype}",{json.dumps(list(shape), separators=(",", ":"))}]\0'.encode("ascii")
+
+
+def bytes_hash(dtype: str, shape: Sequence[int], data: bytes | memoryview) -> str:
+    """Return the digest of a leaf from its elements.
+
+    Args:
+        dtype: Its name in torch.
+        shape: Its shape.
+        data: The elements in row-major order, little-endian.
+    """
+    return blake3(leaf_header(dtype, shape)).update(data).hexdigest()
 
 
 def scalar_hash(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from purestate.core._digest import scalar_hash
 
-__all__ = ["DEFAULT", "Question", "changes", "flatten"]
+__all__ = ["DEFAULT", "Question", "causes", "changes", "flatten", "said", "shown"]
 
 DEFAULT = "the default"
 """What is said of an argument that was left out."""
@@ -89,11 +89,21 @@ def changes(recorded: Mapping[str, Any], now: Question) -> list[tuple[str, Any, 
         recorded: A question as `Question.json` wrote it.
         now: What is asked.
     """
-    tables = tuple({"op": q["op"], **q["about"], **q["parts"]} for q in (recorded, now.json()))
+    return [(said(name), a, b) for name, a, b in causes(recorded, now.json())]
+
+
+def causes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return ``(dotted name, value in a, value in b)`` for each difference that is not a consequence of another.
+
+    Args:
+        a: A question as `Question.json` wrote it.
+        b: Another.
+    """
+    tables = tuple({"op": q["op"], **q["about"], **q["parts"]} for q in (a, b))
     missing = object()
     differing = [name for name in {**tables[0], **tables[1]} if tables[0].get(name, missing) != tables[1].get(name, missing)]
-    causes = [name for name in differing if not _follows(name, differing, tables)]
-    return [(_say(name), *(_show(name, table) for table in tables)) for name in sorted(causes or differing, key=_importance)]
+    first = [name for name in differing if not _follows(name, differing, tables)]
+    return [(name, *(shown(name, table) for table in tables)) for name in sorted(first or differing, key=_importance)]
 
 
 _Tables = tuple[Mapping[str, Any], ...]
@@ -139,7 +149,8 @@ def _importance(name: str) -> tuple[int, str]:
     return next((i for i, prefix in enumerate(order) if name.startswith(prefix)), len(order)), name
 
 
-def _say(name: str) -> str:
+def said(name: str) -> str:
+    """Return how a dotted name is put for people."""
     if name.startswith("code."):
         return f"code of {name.removeprefix('code.')}"
     code = name.endswith(".digest")
@@ -156,7 +167,7 @@ def _say(name: str) -> str:
     return f"code of {name}" if code else name
 
 
-def _show(name: str, table: Mapping[str, Any]) -> Any:
+def shown(name: str, table: Mapping[str, Any]) -> Any:
     """Return a value for people; of something with parts what it is called."""
     value = table.get(name)
     if name not in table and ".args." in name:

@@ -24,7 +24,7 @@ from purestate.core._tree import Leaves, in_order, stride_order
 from purestate.errors import CorruptLogError, PureStateError, TreeMismatchError
 from purestate.run._named import items_of as items_of
 
-__all__ = ["Items", "items_of", "restore", "snapshot"]
+__all__ = ["Items", "component_leaves", "items_of", "restore", "snapshot"]
 
 Items = dict[str, Mapping[str, torch.Tensor]]
 """What a store keeps: flat mappings of names to tensors, by digest."""
@@ -217,13 +217,22 @@ def _get_component(
 ) -> Component:
     def load() -> dict[str, torch.Tensor]:
         with _written_so():
-            if "inline" in json:
-                found = {name: _read_inline(written) for name, written in json["inline"].items()}
-            else:
-                found = _unpack(read(json["item"]), json["layout"])
+            found = component_leaves(json, {} if "inline" in json else read(json["item"]))
         return {name: tensor.to(device) for name, tensor in found.items()}
 
     return Component(json["skeleton"], Leaves.lazy(json["leaves"], load, device, {}, where))
+
+
+def component_leaves(json: Mapping[str, Any], vectors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the leaves of a component at rest, or those of some of its vectors.
+
+    Args:
+        json: As a snapshot has it, with the part of its layout that is wanted.
+        vectors: What the item holds of that; nothing for a component in the record itself.
+    """
+    if "inline" in json:
+        return {name: _read_inline(written) for name, written in json["inline"].items()}
+    return _unpack(vectors, json["layout"])
 
 
 class _Vectors(Mapping[str, torch.Tensor]):

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from purestate.store._tensors import LeafMeta, from_numpy
 
-__all__ = ["UnreadableLeafError", "read_arrays"]
+__all__ = ["UnreadableLeafError", "read_arrays", "read_foreign"]
 
 
 class UnreadableLeafError(Exception):
@@ -48,6 +49,36 @@ def read_arrays(folder: Path, leaves: Mapping[str, LeafMeta]) -> dict[str, torch
     opened = {name: ts.open(spec(leaf), open=True, context=context) for name, leaf in leaves.items()}
     started = {name: _start(name, future, leaves[name]) for name, future in opened.items()}
     return {name: from_numpy(_wait(name, future), leaves[name]) for name, future in started.items()}
+
+
+def read_foreign(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return all arrays of a folder that Orbax wrote for anybody, by their key there: OCDBT or plain, zarr 2 or 3.
+
+    Args:
+        folder: Of one item: what has a ``_METADATA`` in it.
+
+    Raises:
+        UnreadableLeafError: It is no such folder, or is damaged.
+    """
+    import tensorstore as ts
+
+    base = {"driver": "file", "path": f"{folder}/"}
+    store = {"driver": "ocdbt", "base": base} if (folder / "manifest.ocdbt").exists() else base
+    try:
+        keys = [key.decode("utf-8", "replace") for key in ts.KvStore.open(store).result().list().result()]
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise UnreadableLeafError("", str(error)) from None
+    opened: dict[str, Any] = {}
+    for key in keys:
+        name, _, last = key.rpartition("/")
+        if driver := _METADATA.get(last):
+            place = {**store, "path": f"{name}/" if store is not base else f"{folder}/{name}/"}
+            opened[name] = ts.open({"driver": driver, "kvstore": place}, open=True)
+    started = {name: _wait(name, future).read() for name, future in opened.items()}
+    return {name: np.asarray(_wait(name, future)) for name, future in started.items()}
+
+
+_METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
 
 
 def _start(name: str, future: Any, leaf: LeafMeta) -> Any:

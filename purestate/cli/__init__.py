@@ -1,0 +1,15 @@
+"""The command line: arguments in, a report out, an exit status. One file a subcommand, each imported when it is called.
+
+``0`` nothing to look after, ``1`` a finding, ``2`` a wrong call. What is computed is computed in `report` and `run`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command that ``sys.argv`` names, and exit."""
+    from purestate.cli._group import cli
+
+    cli.main(prog_name="purestate")

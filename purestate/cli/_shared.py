@@ -1,0 +1,89 @@
+"""What the commands share: how a run is given and completed, ``--json``, and how a report is printed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from purestate.report._name import RunName
+    from purestate.report._report import Report
+
+__all__ = ["RUN", "confirmed", "json_option", "reported"]
+
+
+class _Run(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]: older versions of click take none
+    name = "run"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> RunName:
+        from purestate.report._name import RunName
+
+        return value if isinstance(value, RunName) else RunName.parse(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(found) for found in completions(incomplete)]
+
+
+RUN = _Run()
+"""A run: ``STORE[:CHECKPOINT[@OP]]``."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def completions(incomplete: str) -> list[str]:
+    """Return what a beginning of a run's name may become: folders, checkpoints of a store, ops of a checkpoint."""
+    from purestate.errors import PureStateError
+    from purestate.report._name import RunName, is_store
+    from purestate.report._opened import open_run, open_store
+
+    store, colon, rest = incomplete.rpartition(":")
+    try:
+        if colon and is_store(Path(store)):
+            id, at, _ = rest.partition("@")
+            if at:
+                run = open_run(RunName(Path(store), id))
+                found = [f"{store}:{id}@{op}" for op in range(len(run.chain.binding()))]
+            else:
+                found = [f"{store}:{id}" for id in open_store(Path(store)).ids()]
+        else:
+            folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+            below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+            found = [text for path in below for text in ([f"{path}", f"{path}:"] if is_store(path) else [f"{path}/"])]
+    except (PureStateError, OSError):
+        return []
+    return [text for text in found if text.startswith(incomplete.removeprefix("./"))]
+
+
+def reported(command: Callable[..., Report]) -> Callable[..., None]:
+    """Print the report that a command returns, as text or with ``--json``, and exit with 1 where it has a finding."""
+
+    @json_option
+    @functools.wraps(command)
+    def wrapped(as_json: bool, **arguments: Any) -> None:
+        report = command(**arguments)
+        click.echo(report.to_json() if as_json else str(report))
+        if not report.ok:
+            click.get_current_context().exit(1)
+
+    return wrapped
+
+
+def confirmed(question: str, *, yes: bool) -> None:
+    """Ask before something is removed.
+
+    Raises:
+        UsageError: The answer was no, or there was nobody to ask.
+    """
+    from purestate.errors import UsageError
+
+    try:
+        if yes or click.confirm(question, err=True):
+            return
+    except click.Abort:
+        click.echo(err=True)
+    raise UsageError("Nothing was removed: nobody said yes.", fix="Give --yes to be asked nothing.")

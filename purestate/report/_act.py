@@ -1,0 +1,105 @@
+"""Acts on a checkpoint that somebody named: remove, reset, accept, export. Whoever is to be asked first is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from purestate.errors import StoreError, UsageError
+from purestate.report._care import Done
+from purestate.report._name import RunName
+from purestate.report._opened import open_run, open_store
+
+__all__ = ["accept", "export", "remove", "reset"]
+
+Ask = Callable[[str], None]
+"""Returns if the answer is yes, and raises otherwise."""
+
+
+def remove(name: RunName, ask: Ask) -> Done:
+    """Remove a checkpoint, also one whose log is damaged. See `purestate.run._store.Store.delete`.
+
+    Raises:
+        UsageError: There is no such checkpoint, or an op was named.
+
+    Effects:
+        As there.
+    """
+    id = _checkpoint(name)
+    if name.op is not None:
+        raise UsageError(f"rm removes a whole checkpoint, got {str(name)!r}.", fix=f"To void a train: purestate reset {name}")
+    backend = open_store(name.store)
+    if id not in backend.ids():
+        open_run(name)  # says what there is
+    try:
+        size = f"{len(backend.log(id).records)} records"
+    except StoreError:
+        size = "its log is damaged"
+    ask(f"Remove checkpoint {id!r} of {name.store}: {size}?")
+    backend.delete(id)
+    return Done("rm", str(name), f"removed {name}; purestate gc {name.store} frees what only it named")
+
+
+def reset(name: RunName, ask: Ask) -> Done:
+    """Void a train and those that follow. See `purestate.run._checkpoint.Checkpoint.reset`.
+
+    Effects:
+        As there.
+    """
+    op = _op(name)
+    run = open_run(name)
+    run.train()
+    voided = list(range(op, len(run.chain.trains)))
+    what = f"train{'s' if len(voided) > 1 else ''} {', '.join(map(str, voided))} of {name.store}:{run.id}"
+    ask(f"Void {what}?")
+    from purestate.run._store import Store
+
+    Store(name.store).open(run.id, echo=None).reset(op)
+    return Done("reset", str(name), f"voided {what}")
+
+
+def accept(name: RunName) -> Done:
+    """Take the next question that differs as the same. See `purestate.run._checkpoint.Checkpoint.accept`.
+
+    Effects:
+        As there.
+    """
+    op = _op(name)
+    run = open_run(name)
+    run.train()
+    from purestate.run._store import Store
+
+    Store(name.store).open(run.id, echo=None).accept(op)
+    return Done("accept", str(name), f"the next question that differs from train {op} is taken as the same")
+
+
+def export(name: RunName, path: Path) -> Done:
+    """Write answers, or the kept epochs of a train, for Orbax. See `purestate.run._store.Store.export_orbax`.
+
+    Effects:
+        As there.
+    """
+    run = open_run(name)
+    from purestate.run._store import Store
+
+    with Store(name.store) as store:
+        folder = store.export_orbax(run.id, path, op=name.op)
+    return Done("export", str(run.name), f"wrote {folder}")
+
+
+def _checkpoint(name: RunName) -> str:
+    if name.checkpoint is None:
+        ids = tuple(f"{name.store}:{id}" for id in open_store(name.store).ids())
+        raise UsageError(
+            f"Expected a checkpoint, STORE:CHECKPOINT, got {str(name)!r}.",
+            cause=f"It has {', '.join(ids)}." if ids else "It has no checkpoint.",
+            available=ids,
+        )
+    return name.checkpoint
+
+
+def _op(name: RunName) -> int:
+    _checkpoint(name)
+    if name.op is None:
+        raise UsageError(f"Expected a train, STORE:CHECKPOINT@OP, got {str(name)!r}.", fix=f"Its first train is {name}@0.")
+    return name.op

@@ -1,0 +1,172 @@
+"""Files of others as leaves with hashes: an Orbax folder, a safetensors file, a weights-only torch file.
+
+The bytes are read and hashed, whatever a file says of itself. Nothing is unpickled that could run code.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from purestate.core._digest import bytes_hash
+from purestate.errors import UsageError
+from purestate.report._leaf import LeafHash
+from purestate.store._layout import ITEM_META
+
+__all__ = ["leaves_of"]
+
+_SAFETENSORS = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F32": ("float32", 4),
+    "F64": ("float64", 8),
+    "C64": ("complex64", 8),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+}
+"""Dtypes of safetensors as torch calls them, and the bytes of an element (https://github.com/huggingface/safetensors)."""
+_LONGEST_HEADER = 100_000_000
+
+
+def leaves_of(path: Path) -> tuple[LeafHash, ...]:
+    """Return the leaves of a file, or of a folder, sorted by name.
+
+    Args:
+        path: What to read. Its content decides what it is, not its name.
+
+    Raises:
+        UsageError: It is not there, is none of the three kinds, or is damaged.
+    """
+    if path.is_dir():
+        found = _orbax(path)
+    elif not path.exists():
+        raise UsageError(f"There is no file or folder {str(path)!r}.")
+    else:
+        with path.open("rb") as file:
+            begin = file.read(9)
+        if begin[:2] == b"PK":
+            found = _torch(path)
+        elif len(begin) == 9 and begin[8:] == b"{":
+            found = _safetensors(path)
+        else:
+            raise UsageError(
+                f"{str(path)!r} is no file that can be hashed leaf by leaf.",
+                cause="Expected an Orbax folder, a safetensors file, or a torch file of weights.",
+            )
+    return tuple(sorted(found, key=lambda leaf: leaf.name))
+
+
+def _safetensors(path: Path) -> Iterator[LeafHash]:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > _LONGEST_HEADER:
+            raise _damaged(path, f"a header of {size} bytes")
+        try:
+            header = json.loads(file.read(size))
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+                for name, about in header.items():
+                    if name != "__metadata__":
+                        yield _slice(name, about, view, 8 + size)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise _damaged(path, str(error)) from None
+
+
+def _slice(name: str, about: Mapping[str, Any], data: memoryview, start: int) -> LeafHash:
+    dtype, width = _SAFETENSORS[about["dtype"]]
+    shape = tuple(int(n) for n in about["shape"])
+    first, last = about["data_offsets"]
+    size = width
+    for n in shape:
+        size *= n
+    if last - first != size or first < 0 or start + last > len(data):
+        raise ValueError(f"leaf {name!r} has other bytes than its shape says")
+    with data[start + first : start + last] as leaf:
+        return LeafHash(name, dtype, shape, bytes_hash(dtype, shape, leaf))
+
+
+def _torch(path: Path) -> Iterator[LeafHash]:
+    import torch
+    from torch._weights_only_unpickler import UnpicklingError  # pyright: ignore[reportPrivateImportUsage]: what torch raises
+
+    from purestate.core._hash import dtype_name, leaf_hash
+
+    with path.open("rb") as file:
+        mapped = file.read(2) == b"PK"
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{str(path)!r} cannot be read as a torch file of weights: {str(error).splitlines()[0][:200]}",
+            cause="It is damaged, or holds objects, which run code when they are read.",
+            fix="Where it was made: torch.save(model.state_dict(), path).",
+        ) from None
+    for name, tensor in _flat(loaded, "", path).items():
+        yield LeafHash(name, dtype_name(tensor.dtype), tuple(tensor.shape), leaf_hash(tensor))
+
+
+def _flat(value: Any, name: str, path: Path) -> dict[str, Any]:
+    """Return the tensors in nested dicts and lists, by names joined with dots; numbers and texts beside them are left out."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    found: dict[str, Any] = {}
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, inner in entries:
+        for below, tensor in _flat(inner, f"{name}.{key}" if name else str(key), path).items():
+            if below in found:
+                raise UsageError(f"{str(path)!r} has two tensors that are called {below!r}.")
+            found[below] = tensor
+    return found
+
+
+def _orbax(path: Path) -> Iterator[LeafHash]:
+    from purestate.core._arrays import array_hash
+    from purestate.core._hash import leaf_hash
+    from purestate.store._reader import UnreadableLeafError, read_arrays, read_foreign
+    from purestate.store._tensors import LeafMeta, empty
+
+    try:
+        if (path / ITEM_META).exists():  # an item of a store: dtypes that Orbax lacks are named there
+            noted = json.loads((path / ITEM_META).read_bytes())["leaves"]
+            metas = {name: LeafMeta.from_json(fields) for name, fields in noted.items()}
+            read = read_arrays(path, {name: meta for name, meta in metas.items() if meta.size})
+            for name, meta in metas.items():
+                tensor = read[name] if name in read else empty(meta)
+                yield LeafHash(name, meta.dtype, tuple(meta.shape), leaf_hash(tensor))
+            return
+        arrays = read_foreign(path)
+    except UnreadableLeafError as error:
+        raise _damaged(path, f"leaf {error.leaf!r}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"{ITEM_META}: {error}") from None
+    if not arrays:
+        below = tuple(sorted(str(found.parent) for found in path.glob("**/_METADATA")))
+        raise UsageError(
+            f"The folder {str(path)!r} is no item that Orbax wrote.",
+            cause=f"There are {', '.join(below)}." if below else "Expected a folder with a file _METADATA.",
+            available=below,
+        )
+    for key, array in arrays.items():
+        yield LeafHash(unquote(key), array.dtype.name, array.shape, array_hash(array, key))
+
+
+def _damaged(path: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"{str(path)!r} is damaged: {reason[:200]}.",
+        cause="It was cut short or changed, or another program wrote it in its own way.",
+    )

@@ -1,0 +1,184 @@
+"""The records of a checkpoint, one line each: what ``purestate log`` prints, and goes on printing with ``--follow``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from purestate.core._digest import short
+from purestate.report._name import RunName
+from purestate.report._opened import Run, open_run
+from purestate.report._report import Report, seconds
+from purestate.run._chain import READERS, RecordLike, as_recorded
+from purestate.run._maintain import voided
+from purestate.run._question import said
+from purestate.view import html_table, text_table
+
+__all__ = ["Entry", "History", "arguments_of", "entries", "history"]
+
+_ARGUMENTS = ("recipe.", "args.", "edits.", "seed")
+_NOT_ARGUMENTS = (".digest", ".code", ".fn")
+_HEADER = ["seq", "op", "epoch", "what", "hash", "time"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record.
+
+    Args:
+        seq: Its number.
+        kind: ``'train'``, ``'epoch'``, ``'done'``, ``'evaluate'`` and so on.
+        op: The number of the train that it belongs to, as it was when it was appended; None for others.
+        epoch: Which epoch it is of.
+        arguments: What was asked, by name.
+        result: What came out, by name: metrics, an answer.
+        input: The hash of the state that it began from.
+        hash: The hash of the state that it ends on.
+        seconds: How long it took.
+        digest: Of the record.
+        voided: Whether a later reset took it back.
+    """
+
+    seq: int
+    kind: str
+    op: int | None
+    epoch: int | None
+    arguments: Mapping[str, Any]
+    result: Mapping[str, Any]
+    input: str | None
+    hash: str | None
+    seconds: float | None
+    digest: str
+    voided: bool
+
+    def __str__(self) -> str:
+        cells = ["" if cell is None else str(cell) for cell in self.cells()]
+        widths = (5, 12, 6, 0, 11, 0)
+        fields = [cell.rjust(w) if i in (0, 2) else cell.ljust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(fields).rstrip()
+
+    def cells(self) -> list[Any]:
+        """Return what a table shows of it."""
+        op = self.kind if self.op is None else f"train {self.op}" if self.kind == "train" else f"{self.kind} {self.op}"
+        told = {**self.arguments, **self.result}
+        what = ("voided: " if self.voided else "") + ", ".join(f"{name} {_short(value)}" for name, value in told.items())
+        state = self.hash or self.input
+        return [self.seq, op, self.epoch, what, short(state) if state else "", seconds(self.seconds)]
+
+
+@dataclass(frozen=True)
+class History(Report):
+    """The records of a checkpoint.
+
+    Args:
+        run: Its name.
+        head: The digest of the last record: what to pin.
+        torn: Bytes of a last line that is being written, or that a crash cut short.
+        entries: The records, in their order.
+    """
+
+    run: str
+    head: str
+    torn: int
+    entries: tuple[Entry, ...]
+
+    def __str__(self) -> str:
+        rows = [entry.cells() for entry in self.entries]
+        torn = [f"{self.torn} bytes of a last line that is being written, or that a crash cut short"] if self.torn else []
+        return "\n".join([text_table(rows, _HEADER), *torn, f"head {self.head}"])
+
+    def _repr_html_(self) -> str:
+        return html_table([entry.cells() for entry in self.entries], _HEADER)
+
+
+def history(name: RunName) -> History:
+    """Return the records of a checkpoint, or of one of its trains.
+
+    Raises:
+        UsageError: There is no such run.
+        CorruptLogError: Its log is damaged.
+    """
+    run = open_run(name)
+    found = list(entries(run))
+    if name.op is not None:
+        run.train()
+        found = [entry for entry in found if entry.op == name.op and not entry.voided]
+    return History(str(run.name), run.log.head, run.log.torn, tuple(found))
+
+
+def entries(run: Run, start: int = 0) -> Iterator[Entry]:
+    """Yield the records from a number on.
+
+    Raises:
+        CorruptLogError: A record does not hold what its kind does.
+    """
+    gone = voided(run.records)
+    ops: dict[int, int] = {}
+    chain: list[int] = []  # the trains that are in effect, by the number of their first record
+    begun: set[int] = set()
+    for record in run.records:
+        of = _train_of(record)
+        if record.kind == "train":
+            # one without an epoch binds nobody: the next takes its number
+            chain = [seq for seq in chain if seq in begun] + [record.seq]
+            ops[record.seq] = len(chain) - 1
+        elif record.kind == "done" or (record.kind == "epoch" and record.leading("of", "n")[1] > 0):
+            begun.add(-1 if of is None else of)
+        elif record.kind == "reset":
+            with as_recorded(record):
+                chain = [seq for seq in chain if seq not in record.body["of"]]
+        if record.seq >= start:
+            yield _entry(record, None if of is None else ops.get(of), (record.seq if of is None else of) in gone)
+
+
+def arguments_of(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a question somebody wrote in a call: arguments, not data, code or states."""
+    asked = {**question["about"], **question["parts"]}
+    return {
+        said(name): value
+        for name, value in asked.items()
+        if name.startswith(_ARGUMENTS) and not name.endswith(_NOT_ARGUMENTS) and value not in (None, {})
+    }
+
+
+def _train_of(record: RecordLike) -> int | None:
+    kind = record.kind
+    if kind == "train":
+        return record.seq
+    if kind in ("epoch", "keep"):
+        return record.leading("of")[0]
+    with as_recorded(record):
+        of = record.body.get("of") if kind not in READERS else None
+        return of if isinstance(of, int) else None
+
+
+def _entry(record: RecordLike, op: int | None, gone: bool) -> Entry:
+    kind = record.kind
+    asked: dict[str, Any] = {}
+    told: dict[str, Any] = {}
+    state: Any = None
+    with as_recorded(record):
+        body = record.body
+        began, epoch = body.get("input"), body.get("n")
+        if "question" in body:
+            asked = arguments_of(body["question"])
+            told = body["answer"] if isinstance(body.get("answer"), dict) else {}
+        elif kind == "epoch":
+            told, state = dict(body["metrics"]), body["hash"]
+        elif kind == "done":
+            asked, state, began, epoch = dict(body["selection"]), body["out"]["hash"], None, body["returned"]
+        elif kind in ("root", "keep"):
+            state = body["state"]["hash"]
+        else:
+            asked = {name: value for name, value in body.items() if name != "of" and value is not None}
+        return Entry(record.seq, kind, op, epoch, asked, told, began, state, body.get("seconds"), record.digest, gone)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping) and "~" in value:
+        return str(value.get("v"))
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
