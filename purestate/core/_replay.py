@@ -131,11 +131,13 @@ def written_out(graph_module: fx.GraphModule, layout: Layout) -> Program:
             f"def bind({', '.join(names[: layout.bound])}):",
             "    with grad_mode(), below_autograd():",
             *(f"        {line}" for line in [*first, "pass"]),
-            f"    def replay({arguments}):",
-            f"        if is_grad_enabled() is not {layout.training}:",  # setting what is set would cost as much as an operator
-            f"            with grad_mode(): return replay({arguments})",
+            f"    def run({arguments}):",
             "        with below_autograd():",
             *(f"            {line}" for line in lines),
+            f"    def replay({arguments}):",  # not by calling itself: such a cycle would keep the tensors alive
+            f"        if is_grad_enabled() is {layout.training}:",  # setting what is set would cost as much as an operator
+            f"            return run({arguments})",
+            f"        with grad_mode(): return run({arguments})",
             "    return replay",
         ]
         exec(compile("\n".join(source), "<captured step>", "exec"), scope)

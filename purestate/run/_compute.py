@@ -23,8 +23,9 @@ from purestate.errors import ReplayError
 from purestate.run._answers import EpochView
 from purestate.run._chain import Trajectory
 from purestate.run._environment import environment, prepare
+from purestate.run._memory import give_back
 from purestate.run._question import changes
-from purestate.run._resume import Resumed, ResumePoints
+from purestate.run._resume import Resumed, ResumePoints, counted
 from purestate.run._retain import Retention
 from purestate.run._signals import Deferred
 from purestate.run._snapshot import Items, snapshot
@@ -76,7 +77,7 @@ class Computation:
                 self._tell_what_moved()
             except GeneratorExit:
                 if self._live is not None:
-                    call.states.setdefault(self._live.n, self._live.state.own())
+                    call.states.setdefault(self._live.n, self._live.state)  # its loop is closed: nothing changes it any more
                 if call.reached > 0 and not call.stop(chain):
                     self._conclude(train)
                     points.clear()
@@ -102,12 +103,13 @@ class Computation:
         if n == 0:
             call.states[0] = ops.begun(call.state, call.state.key)
             return
-        for epoch, _ in self._epochs(train, self._nearest(train, n), stop=n):
-            self._must_be_recorded(train, epoch)
-            call.computed += epoch.n > 0
-            if epoch.n == n:
-                call.states[n] = epoch.state.own()
-                return
+        with closing(self._epochs(train, self._nearest(train, n), stop=n)) as epochs:
+            for epoch, _ in epochs:
+                self._must_be_recorded(train, epoch)
+                call.computed += epoch.n > 0
+                if epoch.n == n:
+                    call.states[n] = epoch.state
+                    return
 
     def _tell_what_moved(self) -> None:
         """Ask again: what the op itself moved (a cache in a dataset, a global generator) makes the next question another."""
@@ -150,8 +152,7 @@ class Computation:
                     new = self._record(train, epoch, seconds)
                     choice = call.choose(train)
                     if choice.best == epoch.n:
-                        call.states = {epoch.n: epoch.state.own()}
-                        points.keep_best(epoch.n, call.states[epoch.n])
+                        self._keep_best(epoch, points, ends=choice.complete and epoch.n >= choice.last)
                     if retention is not None:
                         retention.after(epoch.n, epoch.state)
                     points.after(epoch)
@@ -166,6 +167,15 @@ class Computation:
                     break
         call.states.setdefault(epoch.n, epoch.state)
         self._live = None
+
+    def _keep_best(self, epoch: ops.Epoch, points: ResumePoints, *, ends: bool) -> None:
+        """Own the state after an epoch, in the place of the best before. At the end nobody else needs the tensors."""
+        self._call.states = {}
+        points.keep_best(0, epoch.state)  # lets go of the one before, or three copies would be in memory
+        give_back(epoch.state.params.values())
+        shared = ends or epoch.n == 0  # before the first epoch it is the input, which nobody changes
+        self._call.states[epoch.n] = epoch.state if shared else epoch.state.own()
+        points.keep_best(epoch.n, self._call.states[epoch.n])
 
     def _resume(self, train: Trajectory, points: ResumePoints) -> None:
         """Take what a resume point holds, where nobody finished the train."""
@@ -191,7 +201,8 @@ class Computation:
             return
         at = [start, 0] if position is None else [position.n - 1, position.batch]
         self._resumed = {"after": at, "damaged": [error.problem for error in damaged]}
-        self._call.notify(f"goes on after epoch {at[0]}{f' and {at[1]} batches' if at[1] else ''}.")
+        more = f" and {counted(at[1], 'batch', 'batches')}" if at[1] else ""
+        self._call.notify(f"goes on after epoch {at[0]}{more}.")
 
     def _retention(self, train: Trajectory) -> Retention | None:
         keep, watch = self._call.keep, self._call.selection.watch
@@ -222,8 +233,8 @@ class Computation:
                         break
 
     def _state_while_live(self, train: Trajectory, n: int) -> State:
-        if self._live is not None and self._live.n == n:
-            self._call.states.setdefault(n, self._live.state.own())
+        if self._live is not None and self._live.n == n and n not in self._call.states:
+            self._call.states[n] = self._live.state.own()
         return self._call.state_at(train, n)
 
     def _epochs(
@@ -242,7 +253,8 @@ class Computation:
             state = call.state if start == 0 else call.state_at(train, start)
         train_dl, val_dl = call.loaders
         with ExitStack() as closed:
-            batches = closed.enter_context(closing(feed(train_dl, device=device, notify=call.notify)))
+            known = None if position is None else position.batches
+            batches = closed.enter_context(closing(feed(train_dl, device=device, notify=call.notify, batches=known)))
             train_feed = call.progress.watch(batches, "train")
             val_feed = None
             if val_dl is not None:
@@ -333,6 +345,8 @@ class Computation:
         call = self._call
         selection, choice = call.selection, call.choose(train)
         last = call.state_at(train, choice.last)
+        if last.params.loaded:
+            give_back(last.params.values())
         best = last if choice.best in (None, choice.last) else call.state_at(train, choice.best)
         returned = choice.returned(selection)
         out = last if returned == choice.last else combine(best, last)
