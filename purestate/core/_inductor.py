@@ -56,6 +56,11 @@ class InductorRunner(Runner):
         self._update = update
         self._compiled: dict[Program, _Compiled] = {}
 
+    @property
+    def writes(self) -> bool:
+        """Whether a call may write into parameters: one that takes the optimizer's step does, and into moments too."""
+        return super().writes or self._update is not None
+
     def _first_calls(self, key: Any, trees: Trees, batch: Any, seed: int) -> StepOutput:
         for _ in range(_MOST_TRIES):
             entry = self._entries.get(key)

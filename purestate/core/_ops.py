@@ -199,6 +199,8 @@ class _Loop:
         lap("metrics")
         values |= self.validate(n, progress.position)
         if warming is None:
+            if keeper is not None:
+                keeper.release()  # a scheduler may write into tensors: a learning rate, its own
             work.epoch_scheduler(values.get(f"val_{self.watch}"))
         work.epoch += 1
         self._tell(self._train)
@@ -211,7 +213,7 @@ class _Loop:
 
     @property
     def forward_writes(self) -> bool:
-        """Whether the next forward may write into parameters: so it is where it is not captured, as far as anybody knows."""
+        """Whether the next call may write into parameters: so it is where it is not captured, as far as anybody knows."""
         return not self._train.captured or self._train.writes
 
     def validate(self, n: int, position: Callable[[], Position] | None) -> dict[str, float]:
