@@ -200,7 +200,7 @@ class Writer:
             self._running()
 
     def reserve(self, size: int) -> None:
-        """Get the memory for orders of ``size`` bytes that come again, and let the kernel give it now: most of the time goes there."""
+        """Get the memory for orders of ``size`` bytes that come again, from the kernel too: most of the time goes there."""
         with self._own():
             if not self._kept:
                 self._kept.append(_Memory())
