@@ -34,6 +34,7 @@ from purestate.core._watch import (
     StaticShapes,
     WritesParametersError,
     refuse_fast_path,
+    stand_in,
     why,
 )
 from purestate.errors import CaptureMismatchError, PureStateError, StateError
@@ -374,7 +375,7 @@ class Runner:
         bound = [t for tree in trees for t in tree.values()]
         flat = [*bound, *(leaves[i] for i in places)]
         layout: list[Layout] = []
-        take = [_stand_in] if self._takes else []
+        take = [stand_in] if self._takes else []
 
         def run(*tensors: Tensor) -> list[Any]:
             rest = iter(tensors)
@@ -481,20 +482,6 @@ class Runner:
     def _note(self, text: str) -> None:
         if self.notice is None:
             self.notice = text
-
-
-def _stand_in(gradient: Tensor) -> Tensor:
-    """Return a tensor without elements that is this gradient to the trace which is being made, so that it can be let go."""
-    from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode, get_proxy_slot, set_proxy_slot
-
-    mode: Any = get_innermost_proxy_mode()
-    proxy: Any = get_proxy_slot(gradient, mode.tracer, None)
-    if proxy is None:
-        return gradient
-    with torch._C._DisableTorchDispatch():
-        stand_in = torch.empty(0)
-    set_proxy_slot(stand_in, mode.tracer, proxy)
-    return stand_in
 
 
 def _digest(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """What watches a step while it is traced, and why a step cannot be captured.
 
 A trace sees operators. What a module does with a tensor outside of them (``.numpy()``, ``.data = ...``), or a shape that
-one batch happens to have, would be in the trace as a constant, so it is refused while tracing.
+one batch happens to have, would be in the trace as a constant, so it is refused while tracing. `stand_in` lets go of what a
+trace has seen.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CannotCaptureError", "NoEscape", "OtherBitsError", "StaticShapes", "WritesParametersError", "refuse_fast_path", "why"]
+__all__ = [
+    "CannotCaptureError",
+    "NoEscape",
+    "OtherBitsError",
+    "StaticShapes",
+    "WritesParametersError",
+    "refuse_fast_path",
+    "stand_in",
+    "why",
+]
 
 
 class CannotCaptureError(Exception):
@@ -69,6 +79,20 @@ def refuse_fast_path(module: nn.Module, *, training: bool) -> None:
                 f"in eval mode {type(sub).__name__} {path!r} takes a kernel that no trace takes "
                 "(torch.backends.mha.set_fastpath_enabled(False) before the first call forbids it)"
             )
+
+
+def stand_in(gradient: Tensor) -> Tensor:
+    """Return a tensor without elements that is this gradient to the trace which is being made, so that it can be let go."""
+    from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode, get_proxy_slot, set_proxy_slot
+
+    mode: Any = get_innermost_proxy_mode()
+    proxy: Any = get_proxy_slot(gradient, mode.tracer, None)
+    if proxy is None:
+        return gradient
+    with torch._C._DisableTorchDispatch():
+        empty = torch.empty(0)
+    set_proxy_slot(empty, mode.tracer, proxy)
+    return empty
 
 
 def why(error: BaseException) -> str:
