@@ -6,7 +6,6 @@ answers that were voided do not count.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -29,8 +28,8 @@ _SAYS: Mapping[Verdict, str] = {
     "unknown": "unknown",
 }
 _DATA = ("train_data", "val_data", "data")
-_EPOCH = re.compile(rb'"metrics":(.*),"seconds":[^,]*,("hash":"[^"]*")(?:,"resumed":.*)?}}$')
-"""What of an epoch's line counts: all from the metrics on but how long it took and what it went on from."""
+_HASH_AND_END = len(b',"hash":"b3:"}}') + 64
+"""How many bytes the line of an epoch ends with behind its seconds, unless it says that it was resumed."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def _trains(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, same: in
 
 def _asked(x: RecordLike, y: RecordLike) -> Iterator[Difference]:
     asked = x.body["question"], y.body["question"]
-    if asked[0]["digest"] != asked[1]["digest"]:
+    if any(asked[0][name] != asked[1][name] for name in ("op", "parts")):
         for name, a, b in causes(*asked):
             yield Difference(part_of(name), said(name), a, b)
 
@@ -231,10 +230,12 @@ def _environments(op: int, x: RecordLike, y: RecordLike) -> list[Difference]:
 
 
 def _of_epoch(record: RecordLike) -> Any:
-    """Return what counts of an epoch, as bytes where the line has the shape that it is written in: there are thousands."""
+    """Return what counts of an epoch: as bytes, where its line has the shape that is written, since there are thousands."""
     line: bytes | None = getattr(record, "line", None)
-    if line is not None and (found := _EPOCH.search(line, 150)) is not None:
-        return found.groups()
+    if line is not None:
+        start, end, hash = line.find(b'"metrics":', 150), line.rfind(b',"seconds":'), line.rfind(b',"hash":"')
+        if 0 < start < end < hash == len(line) - _HASH_AND_END:
+            return line[start:end], line[hash:]
     with as_recorded(record):
         return _told(record)
 

@@ -62,4 +62,4 @@ def _states(a: Run, b: Run) -> StateComparison | None:
     if not all(any(True for _ in run.chain.finished()) for run in (a, b)):
         return None
     snapshots = a.answer()[3], b.answer()[3]
-    return compare_states(*snapshots, (a.backend, b.backend))
+    return compare_states(*snapshots, (a.backend, b.backend), (str(a.name), str(b.name)))

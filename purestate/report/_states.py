@@ -77,13 +77,16 @@ class StateComparison(Report):
         )
 
 
-def compare_states(a: Snapshot, b: Snapshot, backends: tuple[DiskBackend, DiskBackend]) -> StateComparison:
+def compare_states(
+    a: Snapshot, b: Snapshot, backends: tuple[DiskBackend, DiskBackend], names: tuple[str, str]
+) -> StateComparison:
     """Compare two states.
 
     Args:
         a: A snapshot, as a record holds it.
         b: Another.
         backends: The stores that they are in.
+        names: What they are called.
 
     Raises:
         MissingSnapshotError: The bytes of a leaf that differs are not in the store.
@@ -93,7 +96,7 @@ def compare_states(a: Snapshot, b: Snapshot, backends: tuple[DiskBackend, DiskBa
     try:
         if a["hash"] == b["hash"]:
             return StateComparison(a["hash"], b["hash"], (), 0)
-        sides = _Side(_opened(a), backends[0]), _Side(_opened(b), backends[1])
+        sides = _Side(_opened(a), backends[0], names[0]), _Side(_opened(b), backends[1], names[1])
         parts = tuple(_compared(name, *sides) for name in dict.fromkeys([*sides[0].parts, *sides[1].parts]))
         return StateComparison(a["hash"], b["hash"], parts, sum(side.read for side in sides))
     except PureStateError:
@@ -112,13 +115,14 @@ class _Side:
 
     parts: Snapshot
     backend: DiskBackend
+    name: str
     read: int = 0
     _described: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
 
     def hashes(self, item: str, what: str) -> dict[str, str]:
         """Return the hashes that are noted beside an item."""
         if item not in self._described:
-            found = self.backend.describe(item, what=what)
+            found = self.backend.describe(item, what=f"{what} of {self.name}")
             self._described[item] = {name: leaf.hash for name, leaf in found.items()}
         return self._described[item]
 
@@ -127,7 +131,7 @@ class _Side:
         if not names:
             return {}
         self.read += len(names)
-        return self.backend.get(item, names, what=what)
+        return self.backend.get(item, names, what=f"{what} of {self.name}")
 
 
 def _opened(snapshot: Snapshot) -> Snapshot:

@@ -30,7 +30,7 @@ def text_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
         fc.bias          -
     """
     _check(rows, header)
-    cells = [[" ".join(_show(value).split()) for value in row] for row in (header, *rows)]
+    cells = [[" ".join(_show(value).splitlines()) for value in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     cells.insert(1, ["-" * width for width in widths])
     right = _right(rows, header)
