@@ -40,6 +40,8 @@ _SAFETENSORS = {
 }
 """Dtypes of safetensors as torch calls them, and the bytes of an element (https://github.com/huggingface/safetensors)."""
 _LONGEST_HEADER = 100_000_000
+_LEGACY = b"\x80\x02"
+"""How torch files of before 1.6 begin."""
 
 
 def leaves_of(path: Path) -> tuple[LeafHash, ...]:
@@ -58,7 +60,7 @@ def leaves_of(path: Path) -> tuple[LeafHash, ...]:
     else:
         with path.open("rb") as file:
             begin = file.read(9)
-        if begin[:2] == b"PK":
+        if begin[:2] in (b"PK", _LEGACY):
             found = _torch(path)
         elif len(begin) == 9 and begin[8:] == b"{":
             found = _safetensors(path)

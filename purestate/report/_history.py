@@ -118,13 +118,14 @@ def entries(run: Run, start: int = 0) -> Iterator[Entry]:
     chain: list[int] = []  # the trains that are in effect, by the number of their first record
     begun: set[int] = set()
     for record in run.records:
-        of = _train_of(record)
+        with as_recorded(record):
+            of, counts = _train_of(record)
         if record.kind == "train":
             # one without an epoch binds nobody: the next takes its number
             chain = [seq for seq in chain if seq in begun] + [record.seq]
             ops[record.seq] = len(chain) - 1
-        elif record.kind == "done" or (record.kind == "epoch" and record.leading("of", "n")[1] > 0):
-            begun.add(-1 if of is None else of)
+        elif of is not None and counts:
+            begun.add(of)
         elif record.kind == "reset":
             with as_recorded(record):
                 chain = [seq for seq in chain if seq not in record.body["of"]]
@@ -142,15 +143,16 @@ def arguments_of(question: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _train_of(record: RecordLike) -> int | None:
+def _train_of(record: RecordLike) -> tuple[int | None, bool]:
+    """Return the first record of the train that a record belongs to, and whether from this one on the train binds."""
     kind = record.kind
     if kind == "train":
-        return record.seq
+        return record.seq, False
     if kind in ("epoch", "keep"):
-        return record.leading("of")[0]
-    with as_recorded(record):
-        of = record.body.get("of") if kind not in READERS else None
-        return of if isinstance(of, int) else None
+        of, n = record.leading("of", "n")
+        return of, n > 0
+    of = record.body.get("of") if kind not in READERS else None
+    return (of, kind == "done") if isinstance(of, int) else (None, False)
 
 
 def _entry(record: RecordLike, op: int | None, gone: bool) -> Entry:
