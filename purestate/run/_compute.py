@@ -83,7 +83,7 @@ class Computation:
                     points.clear()
                 raise
             finally:
-                points.close()
+                points.leave()
 
     def conclude(self) -> None:
         """Record the answer of a call whose epochs are there, under the checkpoint's lock."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
@@ -22,7 +23,7 @@ from purestate.core._plain import decode, encode
 from purestate.core._position import Position
 from purestate.core._state import COMPONENTS, SUBTREES, Counters, State
 from purestate.core._tree import Leaves, in_order
-from purestate.errors import CorruptItemError, StoreError
+from purestate.errors import CorruptItemError, PureStateError, StoreError
 from purestate.run._cadence import Cadence
 from purestate.run._chain import Trajectory
 from purestate.run._ledger import Ledger
@@ -87,16 +88,19 @@ class ResumePoints:
         """Return what the newest point that is whole and belongs to this trajectory holds."""
         found = Resumed()
         point = self._ledger.backend.load_resume(self._ledger.id, found.damaged)
-        if point is None or point[0].get("of") != self._train.start.digest:
+        # who accepted another input for the same answer: what a point leaves out is not what this one has
+        if point is None or (point[0].get("of"), point[0].get("input")) != (self._train.start.digest, self._input.hash):
             return found
         body, trees = point
         try:
-            found.states = {int(n): self._restored(json, trees) for n, json in body["states"].items()}
+            found.states = {int(n): self._of_epoch(int(n), json, trees) for n, json in body["states"].items()}
             if "position" in body:
                 found.position, found.seconds = self._position(body["position"], trees), float(body["seconds"])
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            found.damaged.append(CorruptItemError(f"A resume point of checkpoint {self._ledger.id!r} holds no state: {error!r}."))
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, PureStateError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            found.damaged.append(CorruptItemError(f"A resume point of checkpoint {self._ledger.id!r} holds no state: {reason}"))
             return Resumed(damaged=found.damaged)
+        self._began -= found.seconds
         return found
 
     def keep_best(self, n: int, state: State) -> None:
@@ -129,9 +133,17 @@ class ResumePoints:
             self._copy.wait()
 
     def clear(self) -> None:
-        """Remove the points: the op is done."""
-        self.close()
+        """Remove the points: the op is done, so it does not matter whether the last one could be written."""
+        with suppress(StoreError):
+            self.close()
         self._ledger.backend.clear_resume(self._ledger.id)
+
+    def leave(self) -> None:
+        """Wait for what is on its way. If that fails it is said, not raised: whoever leaves has an error of its own."""
+        try:
+            self.close()
+        except StoreError as error:
+            self._notify(error.problem)
 
     def close(self) -> None:
         """Wait until what is on its way is durable."""
@@ -151,9 +163,13 @@ class ResumePoints:
     def _leave_at(self, found: Position | Epoch, epochs: int, more: str) -> None:
         if not self._keeps:
             return self._stop.deliver()
-        self._take(found)
-        self.close()
-        farewell = f"stopped after {counted(epochs, 'epoch', 'epochs')}{more}. Run it again to go on from there."
+        farewell = f"stopped after {counted(epochs, 'epoch', 'epochs')}{more}. "
+        try:
+            self._take(found)
+            self.close()
+            farewell += "Run it again to go on from there."
+        except StoreError as error:  # the signal is what happens, not this
+            farewell += f"{error.problem} Run it again to go on from what was kept before."
         if self._stop.ends:
             self._notify(farewell)
         try:
@@ -166,9 +182,11 @@ class ResumePoints:
         now = time.monotonic()
         if self._copy is not None and now >= self._look:
             self._look = now + _PAUSE
-            if self._copy.is_durable():
-                self._cadence.durable(now, self._copy.seconds)
-                self._copy = None
+            copy, self._copy = self._copy, None  # one that failed is told once
+            if copy.is_durable():
+                self._cadence.durable(now, copy.seconds)
+            else:
+                self._copy = copy
         due = self._cadence.due(now, epoch=epoch)
         return due and self._keeps and self._copy is None
 
@@ -176,7 +194,7 @@ class ResumePoints:
         """Hand a point over; its tensors may change after `release`. The first time it may be that only memory is prepared."""
         self.close()
         trees: Trees = {}
-        body: dict[str, Any] = {"of": self._train.start.digest, "states": {}}
+        body: dict[str, Any] = {"of": self._train.start.digest, "input": self._input.hash, "states": {}}
         if isinstance(found, Epoch):
             body["states"][str(found.n)] = self._taken(found.state, trees)
         else:
@@ -228,12 +246,26 @@ class ResumePoints:
         for name in (*COMPONENTS, "extra"):
             if name in json:
                 fields[name] = Component(json[name]["skeleton"], Leaves(_got(json[name], trees, device), name))
+        for name in ("params", "frozen"):
+            if name in fields and _shapes(fields[name]) != _shapes(getattr(self._input, name)):
+                raise ValueError(f"its {name} are not those of the input.")
         return self._input.based(**fields)
+
+    def _of_epoch(self, n: int, json: dict[str, Any], trees: Trees) -> State:
+        state, record = self._restored(json, trees), self._train.epochs.get(n)
+        if record is None or record.body["hash"] != state.hash:
+            raise ValueError(f"it has another state after epoch {n} than was recorded.")
+        return state
 
     def _position(self, json: dict[str, Any], trees: Trees) -> Position:
         state = self._restored(json["state"], trees)
+        n, batch, batches = (json[name] for name in ("n", "batch", "batches"))
+        if any(type(i) is not int for i in (n, batch, batches)) or n < 1 or not 0 <= batch <= batches:
+            raise ValueError("there is no such place in an epoch.")
+        if not isinstance(json["feed"], dict | None):
+            raise TypeError("where the loader was is no object.")
         sums = Sums.from_plain(decode(json["sums"]), self._metrics, self._input.device)
-        return Position(json["n"], json["batch"], json["batches"], json["feed"], sums, decode(json["lr"]), state)
+        return Position(n, batch, batches, json["feed"], sums, [float(lr) for lr in decode(json["lr"])], state)
 
 
 _PAUSE = 0.005
@@ -309,6 +341,10 @@ def _put(leaves: Leaves, trees: Trees) -> dict[str, Any]:
 def _got(json: dict[str, Any], trees: Trees, device: torch.device) -> dict[str, torch.Tensor]:
     orders = {leaf: tuple(order) for leaf, order in json["orders"].items()}
     return {leaf: in_order(tensor, orders.get(leaf)).to(device) for leaf, tensor in trees[json["tree"]].items()}
+
+
+def _shapes(leaves: Leaves) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in leaves.items()}
 
 
 def _size(state: State) -> int:

@@ -71,6 +71,7 @@ class Deferred:
         if self.pending is None:
             self.pending = number
             return
+        first, self.pending = self.pending, None
         self._put_back()
-        self.pending = None
-        signal.raise_signal(number)
+        for each in (number, first):  # where a handler returns, the other signal is not lost
+            signal.raise_signal(each)

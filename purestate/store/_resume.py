@@ -151,7 +151,7 @@ def _unpacked(vectors: Mapping[str, torch.Tensor], place: list[Any]) -> torch.Te
 def _generations(folder: Path) -> list[int]:
     try:
         return [int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

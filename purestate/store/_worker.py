@@ -3,16 +3,17 @@
 It runs as a script (``python …/_worker.py <fd of a socket>``) and imports nothing of purestate, so that neither torch nor
 the user's ``__main__`` is loaded in it, and JAX never in the process that trains. `_writer` is the other end.
 
-A request is 16 bytes, two big-endian integers ``(offset, length)``, with a file descriptor of shared memory: the bytes of
-the arrays, and at that offset the job as JSON::
+A request is 24 bytes, three big-endian integers ``(number, offset, length)``, with a file descriptor of shared memory: the
+bytes of the arrays, and at that offset the job as JSON::
 
     {"folders": [{"tmp": path, "final": path, "meta": {…, "leaves": {name: {"key", "dtype", "shape", …}}}, "meta_name": …,
                   "seal": bool, "replace": bool, "arrays": [[name, key, dtype, shape, offset], …]}, …],
      "sync": [folders whose entries change], "prune": folder of which only the two newest generations stay, or null,
      "step": {"path": folder, "number": number, "arrays": [[subtree, key, dtype, shape, offset], …]} or null}
 
-An answer is a JSON line: ``{"seconds": number}``, and if it failed with ``"error": text, "errno": number | null`` in it. Jobs
-are done one after the other. The process ends when the socket does, or when its parent is another one than at the start.
+An answer is a JSON line: ``{"number": that of the request, "seconds": number}``, and if it failed with ``"error": text,
+"errno": number | null`` in it. Jobs are done one after the other. The process ends when the socket does, or when its parent is
+another one than at the start.
 """
 
 from __future__ import annotations
@@ -50,29 +51,30 @@ def main(fd: int) -> None:
         save = _orbax()
         while (request := _receive(channel, parent)) is not None:
             began = time.monotonic()
-            answer = _answer(request, save) | {"seconds": time.monotonic() - began}
+            number, fd, offset, length = request
+            answer = {"number": number, **_answer(fd, offset, length, save), "seconds": time.monotonic() - began}
             channel.settimeout(None)
             channel.sendall(json.dumps(answer).encode("ascii") + b"\n")
             channel.settimeout(_PARENT_CHECK_SECONDS)
 
 
-def _receive(channel: socket.socket, parent: int) -> tuple[int, int, int] | None:
-    """Return ``(fd, offset, length)`` of the next job, or None at the end."""
+def _receive(channel: socket.socket, parent: int) -> tuple[int, int, int, int] | None:
+    """Return ``(number, fd, offset, length)`` of the next job, or None at the end."""
     while True:
         try:
-            data, fds, _, _ = socket.recv_fds(channel, 16, 1)
+            data, fds, _, _ = socket.recv_fds(channel, 24, 1)
         except TimeoutError:
             # A fork of the parent may hold the other end of the socket open, so its closing is not the only sign.
             if os.getppid() != parent:
                 return None
             continue
-        if len(data) < 16 or not fds:
+        if len(data) < 24 or not fds:
             return None
-        return fds[0], *struct.unpack("!QQ", data)
+        number, offset, length = struct.unpack("!QQQ", data)
+        return number, fds[0], offset, length
 
 
-def _answer(request: tuple[int, int, int], save: Any) -> dict[str, Any]:
-    fd, offset, length = request
+def _answer(fd: int, offset: int, length: int, save: Any) -> dict[str, Any]:
     try:
         memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)  # closed with the last array that looks into it
         _do(json.loads(memory[offset : offset + length]), memory, save)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import mmap
 import os
@@ -54,6 +56,7 @@ class _Process:
                 start_new_session=True,
             )
         self.waiting: list[Job] = []
+        self.numbers = itertools.count()
         self.received = b""
 
     def last_words(self) -> str:
@@ -150,8 +153,9 @@ class _Memory:
 class Job:
     """An order that was handed over."""
 
-    def __init__(self, writer: Writer, path: Path, what: str, size: int) -> None:
+    def __init__(self, writer: Writer, number: int, path: Path, what: str, size: int) -> None:
         self._writer = writer
+        self.number = number  # among those of its process
         self._path = path
         self._what = what
         self.size = size
@@ -201,11 +205,17 @@ class Writer:
 
     def reserve(self, size: int) -> None:
         """Get the memory for orders of ``size`` bytes that come again, from the kernel too: most of the time goes there."""
-        with self._own():
-            if not self._kept:
-                self._kept.append(_Memory())
-                with memoryview(self._kept[0].of(size)) as view:
+        with self._own(), contextlib.suppress(OSError):  # the order that needs it says so
+            if self._kept:
+                return
+            memory = _Memory()
+            try:
+                with memoryview(memory.of(size)) as view:
                     np.frombuffer(view, np.uint8)[:: mmap.PAGESIZE] = 0
+            except BaseException:
+                memory.close()
+                raise
+            self._kept.append(memory)
 
     def submit(self, order: Order) -> Job:
         """Hand an order over; its tensors may change as soon as this returns.
@@ -224,9 +234,16 @@ class Writer:
                 memory = self._memory(order)
                 try:
                     place = _pack(memory, order)
-                    job = Job(self, order.path, order.what, order.size)
-                    running.waiting.append(job)  # first: an interrupt in between must not leave an answer without its job
-                    send_fds(running.channel, [struct.pack("!QQ", *place)], [memory.fd])
+                    job = Job(self, next(running.numbers), order.path, order.what, order.size)
+                    try:
+                        running.waiting.append(job)
+                        send_fds(running.channel, [struct.pack("!QQQ", job.number, *place)], [memory.fd])
+                    except BaseException:
+                        # interrupted: nobody knows whether it was sent, nobody waits for it, and the process may be reading
+                        running.waiting.remove(job)
+                        with contextlib.suppress(ValueError):
+                            self._kept.remove(memory)
+                        raise
                     return job
                 finally:
                     if memory not in self._kept:
@@ -336,7 +353,9 @@ def _receive(process: _Process, timeout: float | None) -> bool | None:
             return None
         process.received += data
     line, _, process.received = process.received.partition(b"\n")
-    process.waiting.pop(0).answer = json.loads(line)
+    answer = json.loads(line)
+    if process.waiting and process.waiting[0].number == answer["number"]:  # else its order was interrupted
+        process.waiting.pop(0).answer = answer
     return True
 
 

@@ -170,3 +170,23 @@ def test_a_signal_happens_when_the_block_is_left_also_by_an_error():
     with pytest.raises(KeyboardInterrupt) as caught:
         failing()
     assert isinstance(caught.value.__context__, ZeroDivisionError)
+
+
+def raise_both() -> None:
+    signal.raise_signal(signal.SIGINT)  # waits
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_of_two_signals_none_is_lost_where_a_handler_returns():
+    handled: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: handled.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), Deferred():
+            raise_both()
+        assert handled == [signal.SIGTERM]
+        with Deferred():
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+        assert len(handled) == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from purestate.errors import StoreWriteError
+from purestate.store import _writer
 from purestate.store._disk import DiskBackend
 from purestate.store._writer import Writer
 from tests.store.conftest import digest_of
@@ -289,3 +292,36 @@ def test_processes_side_by_side_share_a_store(tmp_store_path, started):
     assert len(list(backend.items())) == 4
     assert all(not list(backend.faults(digest, "an item", hashed=True)) for digest in backend.items())
     assert list(tmp_store_path.glob("items/tmp-*")) == []
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_an_order_that_was_interrupted_leaves_no_doubt_for_the_next(own, monkeypatch, sent):
+    """Whether it was sent cannot be told, so nobody waits for its answer, and its memory is not used again."""
+
+    def interrupt(*args: Any) -> None:
+        if sent:
+            send_fds(*args)
+        raise KeyboardInterrupt
+
+    send_fds = _writer.send_fds
+    own.warm(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(_writer, "send_fds", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            put(own, 1)
+    assert own._writer._kept == []
+    assert own.get(put(own, 2))["w"].tolist() == [2.0] * 10
+    own.save_resume("a", {}, {"params": {"w": torch.ones(3)}}).result()
+    own._writer.close()
+
+
+def test_memory_that_cannot_be_had_in_advance_is_asked_for_again(own, monkeypatch):
+    def refuse() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_writer, "_scratch", refuse)
+        own.warm(1 << 20)
+        with pytest.raises(StoreWriteError, match="resume point of checkpoint 'a'"):
+            own.save_resume("a", {}, {"params": {"w": torch.ones(3)}})
+    own.save_resume("a", {}, {"params": {"w": torch.ones(3)}}).result()
