@@ -29,6 +29,7 @@ BASES = {
     "StaleRecordError": "RuntimeError",
     "ReplayError": "RuntimeError",
     "ScriptError": "RuntimeError",
+    "UsageError": "ValueError",
     "MissingExtraError": "ImportError",
     "StoreError": "OSError",
     "InvalidIdError": "ValueError",
