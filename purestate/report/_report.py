@@ -51,7 +51,7 @@ def seconds(value: float | None) -> str:
     """Return a duration for people.
 
     Example:
-        >>> seconds(0.0123), seconds(75), seconds(7300), seconds(None)
+        >>> seconds(0.0123), seconds(75), seconds(7320), seconds(None)
         ('0.012 s', '1 min 15 s', '2 h 2 min', '')
     """
     if value is None:
