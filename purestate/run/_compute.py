@@ -63,7 +63,7 @@ class Computation:
                 train = self._begin()
             elif (yield from call.hit(chain)):  # accepted just now
                 return
-            points = ResumePoints(self._ledger, train, call.state, call.metrics, call.cadence, self._stop, call.notify)
+            points = self._points(train)
             try:
                 self._resume(train, points)
                 if not call.choose(train).complete:
@@ -72,7 +72,7 @@ class Computation:
                 if not (yield from call.hit(chain)):
                     yield from call.recorded(train, call.choose(train).last)
                     self._conclude(train)
-                points.clear()
+                points.clear(call.choose(train).last)
                 self._lap("saving")
                 self._tell_what_moved()
             except GeneratorExit:
@@ -80,7 +80,7 @@ class Computation:
                     call.states.setdefault(self._live.n, self._live.state)  # its loop is closed: nothing changes it any more
                 if call.reached > 0 and not call.stop(chain):
                     self._conclude(train)
-                    points.clear()
+                    points.clear(call.choose(train).last)
                 raise
             finally:
                 points.leave()
@@ -90,8 +90,10 @@ class Computation:
         with self._ledger.writing() as chain:
             train = chain.find(self._call.question.digest)
             assert train is not None
+            points = self._points(train)
+            self._resume(train, points)
             self._conclude(train)
-            self._ledger.backend.clear_resume(self._ledger.id)
+            points.clear(self._call.choose(train).last)
 
     def replay(self, train: Trajectory, n: int) -> None:
         """Put the state after epoch ``n`` into the call's ``states``: that of now, the input, or recomputed and checked.
@@ -110,6 +112,10 @@ class Computation:
                 if epoch.n == n:
                     call.states[n] = epoch.state
                     return
+
+    def _points(self, train: Trajectory) -> ResumePoints:
+        call = self._call
+        return ResumePoints(self._ledger, train, call.state, call.metrics, call.cadence, self._stop, call.notify)
 
     def _tell_what_moved(self) -> None:
         """Ask again: what the op itself moved (a cache in a dataset, a global generator) makes the next question another."""

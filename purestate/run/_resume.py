@@ -82,6 +82,7 @@ class ResumePoints:
         self._look = 0.0  # when it is worth a look again whether the last point is durable
         self._began = time.monotonic()  # the epoch
         self._keeps = bool(ledger.log.records)
+        self._furthest = 0  # the epoch that a point was found for
         cadence.begin(self._began, _size(state))
 
     def load(self) -> Resumed:
@@ -101,6 +102,7 @@ class ResumePoints:
             found.damaged.append(CorruptItemError(f"A resume point of checkpoint {self._ledger.id!r} holds no state: {reason}"))
             return Resumed(damaged=found.damaged)
         self._began -= found.seconds
+        self._furthest = max([*found.states, 0 if found.position is None else found.position.n], default=0)
         return found
 
     def keep_best(self, n: int, state: State) -> None:
@@ -132,11 +134,15 @@ class ResumePoints:
         if self._copy is not None:
             self._copy.wait()
 
-    def clear(self) -> None:
-        """Remove the points: the op is done, so it does not matter whether the last one could be written."""
+    def clear(self, last: int) -> None:
+        """Remove the points: the op is done at epoch ``last``, so it does not matter whether the last one could be written.
+
+        What was found is kept where it is further on: somebody asked for less than a train that did not end.
+        """
         with suppress(StoreError):
             self.close()
-        self._ledger.backend.clear_resume(self._ledger.id)
+        if self._furthest <= last:
+            self._ledger.backend.clear_resume(self._ledger.id)
 
     def leave(self) -> None:
         """Wait for what is on its way. If that fails it is said, not raised: whoever leaves has an error of its own."""

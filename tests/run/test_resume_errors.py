@@ -147,3 +147,29 @@ def test_a_point_of_another_input_is_not_taken(monkeypatch: pytest.MonkeyPatch, 
     store._backend._points["a"][0]["input"] = "b3:0"
     assert Ask().of(store.checkpoint("a", echo=None, notify=said.append)) == expected
     assert len(said) == 1
+
+
+# -------------------------------------------------------------------- less is asked for than there is
+
+
+@pytest.mark.parametrize("how", ["train", "stream"])
+def test_a_shorter_answer_leaves_the_point_of_the_longer_train(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, store, said = Ask(), ps.MemoryStore(), list[str]()
+    expected = {n: ask.of(ps.MemoryStore().checkpoint("a", echo=None), epochs=n) for n in (1, 4)}
+    with monkeypatch.context() as patched:
+        at_batch(patched, 1 + 3 + 3 + 1)
+        with pytest.raises(KeyboardInterrupt):
+            ask.of(store.checkpoint("a", echo=None), epochs=4)
+    ck = store.checkpoint("a", echo=None, notify=said.append)
+    if how == "train":
+        assert ask.of(ck, epochs=1) == expected[1]
+    else:
+        for epoch in ck.epochs(ask.state(), ask.train_dl, ask.val_dl, **ask.options | dict(epochs=4)):
+            if epoch.n == 1:
+                break
+        del epoch
+        assert ck.last is not None
+        assert ck.last.output == expected[1].hash
+    assert ask.of(ck, epochs=4) == expected[4]
+    assert said == ["a: goes on after epoch 2 and 1 batch."]
+    assert store._backend._points == {}
