@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import os
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command that ``sys.argv`` names, and exit."""
     from purestate.cli._group import cli
+
+    if "_PURESTATE_COMPLETE" in os.environ:
+        from purestate.cli import _complete as _complete  # bash is told in another way than click does
 
     cli.main(prog_name="purestate")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +25,8 @@ class _Run(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]: olde
         return value if isinstance(value, RunName) else RunName.parse(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from purestate.cli._complete import completions
+
         return [CompletionItem(found) for found in completions(incomplete)]
 
 
@@ -33,30 +34,6 @@ RUN = _Run()
 """A run: ``STORE[:CHECKPOINT[@OP]]``."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def completions(incomplete: str) -> list[str]:
-    """Return what a beginning of a run's name may become: folders, checkpoints of a store, ops of a checkpoint."""
-    from purestate.errors import PureStateError
-    from purestate.report._name import RunName, is_store
-    from purestate.report._opened import open_run, open_store
-
-    store, colon, rest = incomplete.rpartition(":")
-    try:
-        if colon and is_store(Path(store)):
-            id, at, _ = rest.partition("@")
-            if at:
-                run = open_run(RunName(Path(store), id))
-                found = [f"{store}:{id}@{op}" for op in range(len(run.chain.binding()))]
-            else:
-                found = [f"{store}:{id}" for id in open_store(Path(store)).ids()]
-        else:
-            folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
-            below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-            found = [text for path in below for text in ([f"{path}", f"{path}:"] if is_store(path) else [f"{path}/"])]
-    except (PureStateError, OSError):
-        return []
-    return [text for text in found if text.startswith(incomplete.removeprefix("./"))]
 
 
 def reported(command: Callable[..., Report]) -> Callable[..., None]:

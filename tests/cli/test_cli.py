@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -249,7 +250,7 @@ def test_what_reads_logs_imports_neither_torch_nor_numpy(command, store):
 
 
 def test_runs_are_completed(store, tmp_path, monkeypatch):
-    from purestate.cli._shared import completions
+    from purestate.cli._complete import completions
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stuff").mkdir()
@@ -258,3 +259,26 @@ def test_runs_are_completed(store, tmp_path, monkeypatch):
     assert completions("store:") == completions("store:ad") == ["store:adam"]
     assert completions("store:adam@") == ["store:adam@0", "store:adam@1"]
     assert completions("store:b") == completions("nowhere/") == completions("nowhere:") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "found"),
+    [
+        ("purestate show sto", 2, ["plain,store", "plain,store:"]),
+        ("purestate show store :", 3, ["plain,adam"]),
+        ("purestate show store : ad", 4, ["plain,adam"]),
+        ("purestate show store : adam @", 5, ["plain,0", "plain,1"]),
+        ("purestate diff store : adam @ 0 store : adam @ 1", 10, ["plain,1"]),
+        ("purestate diff store : adam sto", 5, ["plain,store", "plain,store:"]),
+        ("purestate sh", 1, ["plain,show"]),
+        ("purestate show store:ad", 2, ["plain,store:adam"]),
+    ],
+)
+def test_bash_is_told_the_part_that_it_replaces(words, at, found, store):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_PURESTATE_COMPLETE": "bash_complete"}
+    environment |= {"COMP_WORDS": words.replace(" ", "\n"), "COMP_CWORD": str(at)}
+    code = "from purestate.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=store.parent, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines() == found
