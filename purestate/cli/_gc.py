@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from purestate.cli._shared import RUN, confirmed, reported
+from purestate.cli._shared import STORE, confirmed, reported
 
 if TYPE_CHECKING:
     from purestate.report._care import Collected
@@ -16,7 +16,7 @@ __all__ = ["command"]
 
 
 @click.command("gc")
-@click.argument("store", type=RUN)
+@click.argument("store", type=STORE)
 @click.option("--dry-run", is_flag=True, help="Remove nothing, and say what would be.")
 @click.option("--voided", is_flag=True, help="Remove the states of voided answers too.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from purestate.cli._shared import RUN, reported
+from purestate.cli._shared import STORE, reported
 
 if TYPE_CHECKING:
     from purestate.report._care import Cleaned
@@ -16,7 +16,7 @@ __all__ = ["command"]
 
 
 @click.command("repair")
-@click.argument("store", type=RUN)
+@click.argument("store", type=STORE)
 @reported
 def command(store: RunName) -> Cleaned:
     """Clear what killed writers left.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from purestate.report._name import RunName
     from purestate.report._report import Report
 
-__all__ = ["RUN", "confirmed", "json_option", "reported"]
+__all__ = ["RUN", "STORE", "confirmed", "json_option", "reported"]
 
 
 class _Run(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]: older versions of click take none
@@ -30,8 +30,20 @@ class _Run(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]: olde
         return [CompletionItem(found) for found in completions(incomplete)]
 
 
+class _Store(_Run):
+    name = "store"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> RunName:
+        found = super().convert(value, param, ctx)
+        if found.checkpoint is not None:
+            self.fail(f"Expected a whole store, got the checkpoint {value!r}.", param, ctx)
+        return found
+
+
 RUN = _Run()
 """A run: ``STORE[:CHECKPOINT[@OP]]``."""
+STORE = _Store()
+"""A store, as the same."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

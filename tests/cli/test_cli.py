@@ -73,6 +73,9 @@ def test_what_only_reads_writes_nothing_and_finds_nothing(command, store):
     "command",
     [
         "ls nowhere",
+        "ls {}:adam",
+        "gc {}:adam",
+        "repair {}:adam",
         "log {}:sgd",
         "show {}:adam@7",
         "show {}:",
@@ -268,7 +271,7 @@ def test_runs_are_completed(store, tmp_path, monkeypatch):
         ("purestate show store :", 3, ["plain,adam"]),
         ("purestate show store : ad", 4, ["plain,adam"]),
         ("purestate show store : adam @", 5, ["plain,0", "plain,1"]),
-        ("purestate diff store : adam @ 0 store : adam @ 1", 10, ["plain,1"]),
+        ("purestate diff store : adam @ 0 store : adam @ 1", 11, ["plain,1"]),
         ("purestate diff store : adam sto", 5, ["plain,store", "plain,store:"]),
         ("purestate sh", 1, ["plain,show"]),
         ("purestate show store:ad", 2, ["plain,store:adam"]),
