@@ -171,7 +171,7 @@ def part_of(name: str) -> str:
     """Return which part of a question a dotted name belongs to.
 
     Example:
-        >>> part_of("recipe.optimizer.args.lr"), part_of("recipe.loss.class.digest"), part_of("package.torch")
+        >>> part_of("recipe.optimizer.class.code"), part_of("recipe.optimizer.class.digest"), part_of("package.torch")
         ('arguments', 'code', 'environment')
     """
     head = name.partition(".")[0]
@@ -181,7 +181,7 @@ def part_of(name: str) -> str:
         return "input state"
     if head == "package":
         return "environment"
-    return "code" if head in ("module", "code") or name.endswith((".digest", ".code")) else "arguments"
+    return "code" if head in ("module", "code") or name.endswith(".digest") else "arguments"
 
 
 def _trains(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, same: int) -> None:
@@ -254,7 +254,7 @@ def _epochs(x: RecordLike, y: RecordLike) -> Iterator[Difference]:
             if values[0] != values[1]:
                 yield Difference("result", name, *values)
         if ours.get("lr") != theirs.get("lr"):
-            yield Difference("arguments", "learning rates", ours.get("lr"), theirs.get("lr"))
+            yield Difference("result", "learning rates", ours.get("lr"), theirs.get("lr"))
 
 
 def _answers(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory) -> None:

@@ -18,7 +18,8 @@ from purestate.view import html_table, text_table
 __all__ = ["Entry", "History", "arguments_of", "entries", "history"]
 
 _ARGUMENTS = ("recipe.", "args.", "edits.", "seed")
-_NOT_ARGUMENTS = (".digest", ".code", ".fn")
+_NAMES = (".class.code", ".fn.code", ".value.code")
+"""Where the name of a class or a function is, which somebody wrote, and not its content."""
 _HEADER = ["seq", "op", "epoch", "what", "hash", "time"]
 
 
@@ -136,11 +137,11 @@ def entries(run: Run, start: int = 0) -> Iterator[Entry]:
 def arguments_of(question: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a question somebody wrote in a call: arguments, not data, code or states."""
     asked = {**question["about"], **question["parts"]}
-    return {
-        said(name): value
-        for name, value in asked.items()
-        if name.startswith(_ARGUMENTS) and not name.endswith(_NOT_ARGUMENTS) and value not in (None, {})
-    }
+    return {said(name): value for name, value in asked.items() if _is_argument(name) and value not in (None, {})}
+
+
+def _is_argument(name: str) -> bool:
+    return name.startswith(_ARGUMENTS) and (name.endswith(_NAMES) or not name.endswith((".digest", ".code")))
 
 
 def _train_of(record: RecordLike) -> tuple[int | None, bool]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -250,6 +252,12 @@ def test_what_reads_logs_imports_neither_torch_nor_numpy(command, store):
         "assert not {'torch', 'numpy', 'orbax', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_command_is_installed_by_its_name():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["purestate"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_runs_are_completed(store, tmp_path, monkeypatch):

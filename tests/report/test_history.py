@@ -22,6 +22,7 @@ def test_every_record_is_a_line(golden):
     assert found.head == "2af179b33f11c3f0081438b8160a37727b5e1d4ad78da21b5982b52280458b23"
     train, epoch = found.entries[1], found.entries[3]
     assert train.arguments["optimizer lr"] == 0.01
+    assert train.arguments["optimizer class"] == "torch.optim.adam.Adam"
     assert train.arguments["seed"] == 0
     assert not any("code" in name or "data" in name for name in train.arguments)
     assert (epoch.epoch, epoch.result["val_loss"], epoch.hash[:11]) == (1, 1.1053658326466878, "b3:c4695b85")
