@@ -192,7 +192,7 @@ def _train(run: Run, op: int, train: Trajectory, elsewhere: frozenset[str]) -> T
             kept=tuple(sorted(train.kept_epochs())),
             seconds=time_of(train),
             metrics=tuple(train.history()),
-            answers=tuple(_answer(record) for record in train.done),
+            answers=tuple(_answer(record, len(train.history())) for record in train.done),
             state=tuple(_parts(run, newest)),
             own=bytes_of(run.backend, held - others),
             shared=bytes_of(run.backend, held & others),
@@ -213,9 +213,11 @@ def _held_by_others(run: Run) -> frozenset[str]:
     return frozenset(found)
 
 
-def _answer(record: RecordLike) -> Answer:
+def _answer(record: RecordLike, epochs: int) -> Answer:
     with as_recorded(record):
         body = record.body
+        if type(body["returned"]) is not int or not 0 <= body["returned"] < epochs:
+            raise TypeError(f"{body['returned']!r} is none of its epochs")
         return Answer(body["selection"], body["last"], body["best"], body["returned"], body["out"]["hash"])
 
 
@@ -230,6 +232,8 @@ def _parts(run: Run, snapshot: Mapping[str, Any]) -> Iterable[Part]:
     for name, part in snapshot.items():
         if name in ("hash", "key", "counters"):
             continue
+        if not isinstance(part.get("digest", part.get("fresh")), str):
+            raise TypeError(f"{name} has no digest")
         if "fresh" in part:
             yield Part(name, None, part["fresh"], None, 0)
             continue

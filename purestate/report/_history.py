@@ -151,9 +151,11 @@ def _train_of(record: RecordLike) -> tuple[int | None, bool]:
         return record.seq, False
     if kind in ("epoch", "keep"):
         of, n = record.leading("of", "n")
+        if type(of) is not int or type(n) is not int:
+            raise TypeError(f"{of!r} and {n!r} are no numbers of a train and an epoch")
         return of, n > 0
     of = record.body.get("of") if kind not in READERS else None
-    return (of, kind == "done") if isinstance(of, int) else (None, False)
+    return (of, kind == "done") if type(of) is int else (None, False)
 
 
 def _entry(record: RecordLike, op: int | None, gone: bool) -> Entry:
@@ -175,7 +177,10 @@ def _entry(record: RecordLike, op: int | None, gone: bool) -> Entry:
             state = body["state"]["hash"]
         else:
             asked = {name: value for name, value in body.items() if name != "of" and value is not None}
-        return Entry(record.seq, kind, op, epoch, asked, told, began, state, body.get("seconds"), record.digest, gone)
+        lasted = body.get("seconds")
+        if not isinstance(lasted, int | float | None) or any(not isinstance(hash, str | None) for hash in (began, state)):
+            raise TypeError(f"{lasted!r}, {began!r} or {state!r} is no duration, or no hash")
+        return Entry(record.seq, kind, op, epoch, asked, told, began, state, lasted, record.digest, gone)
 
 
 def _short(value: Any) -> str:

@@ -269,6 +269,8 @@ class Chain:
 
     def _on_epoch(self, record: RecordLike) -> None:
         of, n = record.leading("of", "n")  # there are thousands, of which nobody may look at the rest
+        if type(n) is not int:
+            raise TypeError(f"{n!r} is no epoch")
         self._by_start[of].epochs[n] = record
 
     def _on_keep(self, record: RecordLike) -> None:

@@ -293,3 +293,33 @@ def test_bash_is_told_the_part_that_it_replaces(words, at, found, store):
         [sys.executable, "-c", code], cwd=store.parent, env=environment, capture_output=True, text=True, check=True
     )
     assert ran.stdout.splitlines() == found
+
+
+STRANGE = [
+    (2, "n", None),
+    (3, "n", "x"),
+    (3, "of", {}),
+    (3, "seconds", "x"),
+    (3, "hash", {}),
+    (3, "metrics", [1]),
+    (3, "lr", {"hash": 5}),
+    (1, "environment", 3),
+    (1, "parent", {}),
+    (1, "question", {"digest": "x"}),
+    (6, "returned", 7),
+    (6, "selection", None),
+    (6, "kept", {"x": 3}),
+    (9, "out", {"hash": "b3:1"}),
+    (9, "out", {"hash": "b3:1", "params": {"digest": None}}),
+    (10, "answer", 3),
+    (10, "input", []),
+]
+"""Fields of the golden records that hold something else than their kind does."""
+
+
+@pytest.mark.parametrize(("seq", "field", "value"), STRANGE)
+def test_records_of_a_stranger_are_told_and_never_a_traceback(seq, field, value, store):
+    rewrite(store / LOG, lambda bodies: bodies[seq][1].update({field: value}))
+    for command in [*READING, "show {}:adam@0", f"diff {GOLDEN} {{}}", f"diff {{}} {GOLDEN}", "check {} --level records"]:
+        result = call(*command.format(store).split())
+        assert no_traceback(result), (command, result.exception)
