@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from purestate.core._digest import short
-from purestate.report._opened import Run
+from purestate.report._opened import Run, environment_of
 from purestate.report._report import Report
 from purestate.run._chain import RecordLike, Trajectory, as_recorded
 from purestate.run._question import causes, said
@@ -189,7 +189,7 @@ def _trains(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, same: in
         walk.note(RecordPair(f"train {op}", ours.start.seq, theirs.start.seq, tuple(_asked(ours.start, theirs.start))))
         walk.envelope += _environments(op, ours.start, theirs.start)
         for name, train in (("the first", ours), ("the second", theirs)):
-            if not train.start.body.get("environment"):
+            if not environment_of(train.start):
                 walk.doubts.append(f"train {op} of {name} does not say in what environment it was computed")
             walk.doubts += [
                 f"the data of train {op} was only probed: what lies between the samples may differ"
@@ -222,7 +222,7 @@ def _asked(x: RecordLike, y: RecordLike) -> Iterator[Difference]:
 
 
 def _environments(op: int, x: RecordLike, y: RecordLike) -> list[Difference]:
-    ours, theirs = (record.body.get("environment") or {} for record in (x, y))
+    ours, theirs = (environment_of(record) for record in (x, y))
     if not ours or not theirs:
         return []
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]

@@ -11,7 +11,7 @@ from purestate.core._digest import short
 from purestate.errors import StoreError
 from purestate.report._history import arguments_of
 from purestate.report._name import RunName
-from purestate.report._opened import Run, bytes_of, open_run, time_of
+from purestate.report._opened import Run, bytes_of, environment_of, open_run, time_of
 from purestate.report._report import Report, seconds
 from purestate.run._chain import RecordLike, Trajectory, as_recorded
 from purestate.run._maintain import items_of, named
@@ -185,7 +185,7 @@ def _train(run: Run, op: int, train: Trajectory, elsewhere: frozenset[str]) -> T
             op=op,
             arguments=arguments_of(question),
             question=asked,
-            environment=body.get("environment") or {},
+            environment=environment_of(train.start),
             acts=tuple(body["acts"]),
             input=train.input,
             epochs=sum(n > 0 for n in train.epochs),

@@ -15,7 +15,7 @@ from purestate.store._disk import DiskBackend
 from purestate.store._files import files_below
 from purestate.store._log import DiskLog
 
-__all__ = ["Run", "bytes_of", "open_run", "open_store", "time_of"]
+__all__ = ["Run", "bytes_of", "environment_of", "open_run", "open_store", "time_of"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,19 @@ def bytes_of(backend: DiskBackend, digests: Iterable[str]) -> int:
         except (OSError, StoreError):
             continue  # `check` says what is wrong with it
     return size
+
+
+def environment_of(record: RecordLike) -> dict[str, Any]:
+    """Return in what environment a record was computed; nothing where it does not say.
+
+    Raises:
+        CorruptLogError: It says something else.
+    """
+    with as_recorded(record):
+        found = record.body.get("environment")
+        if not isinstance(found, dict | None):
+            raise TypeError(f"{found!r} is no environment")
+        return found or {}
 
 
 def time_of(train: Trajectory) -> float:
