@@ -232,7 +232,7 @@ def _parts(run: Run, snapshot: Mapping[str, Any]) -> Iterable[Part]:
     for name, part in snapshot.items():
         if name in ("hash", "key", "counters"):
             continue
-        if not isinstance(part.get("digest", part.get("fresh")), str):
+        if not isinstance(part["fresh"] if "fresh" in part else part["digest"], str):
             raise TypeError(f"{name} has no digest")
         if "fresh" in part:
             yield Part(name, None, part["fresh"], None, 0)
