@@ -9,6 +9,7 @@ fork. With ``real=True`` a process starts its writer as everybody's does.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import select
@@ -317,6 +318,7 @@ def _fork_writers(writers: str, control: str, tell: Callable[[str, Any], None]) 
             with theirs:
                 self.popen: Any = Forked(theirs.fileno(), self.errors.fileno())
             self.waiting = []
+            self.numbers = itertools.count()
             self.received = b""
 
     _writer._Process = Process
