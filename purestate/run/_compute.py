@@ -46,7 +46,6 @@ class Computation:
         self._call, self._ledger = call, call.ledger
         self._live: ops.Epoch | None = None
         self._stop = Deferred()
-        self._found = Resumed()
         self._resumed: dict[str, Any] | None = None
         self._lap: Callable[[str], object] = call.profile.lap if call.profile is not None else lambda phase: None
 
@@ -186,12 +185,17 @@ class Computation:
     def _resume(self, train: Trajectory, points: ResumePoints) -> None:
         """Take what a resume point holds, where nobody finished the train."""
         call = self._call
-        self._found = points.load()
-        for error in self._found.damaged:
+        found = call.found = points.load()
+        for error in found.damaged:
             call.notify(f"{error.problem} The resume point before it is used, or the last state that is kept.")
-        call.states |= self._found.states
-        if (best := call.choose(train).best) in self._found.states:
-            points.keep_best(best, self._found.states[best])
+        call.states |= found.states
+        if (best := call.choose(train).best) in found.states:
+            points.keep_best(best, found.states[best])
+
+    @property
+    def _found(self) -> Resumed:
+        """What a resume point held, for whoever computes for this call: a state that is looked at later, too."""
+        return self._call.found or Resumed()
 
     def _position(self, train: Trajectory, start: int, stop: int) -> Position | None:
         """The position at which to go on behind the state of epoch ``start``, on the way to that of ``stop``."""

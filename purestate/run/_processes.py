@@ -242,7 +242,7 @@ class Runs:
         orders |= {"target": self._what.what, "args": self._what.args, "stores": os.fspath(stores)}
         orders |= {"events": os.fspath(events), "folder": self._what.folder, "path": [os.path.abspath(p) for p in sys.path]}
         told.write_text(json.dumps(orders))
-        code = self._wait([sys.executable, "-c", _BOOT, os.fspath(told)], printed)
+        code = self._wait([sys.executable, "-u", "-c", _BOOT, os.fspath(told)], printed)
         output = printed.read_text(errors="replace")
         return Run(stores, code, [json.loads(line) for line in events.read_text().splitlines()], output[-_TAIL:])
 

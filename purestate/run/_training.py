@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from purestate.core._guard import GuardMode
 from purestate.core._metrics import Metric
@@ -23,6 +23,9 @@ from purestate.run._question import Question
 from purestate.run._retain import lacking
 from purestate.run._select import Choice, Selection, choose
 from purestate.run._stale import check_appendable
+
+if TYPE_CHECKING:
+    from purestate.run._resume import Resumed
 
 __all__ = ["Training"]
 
@@ -69,6 +72,8 @@ class Training:
     """The last epoch that was yielded."""
     states: dict[int, State] = field(default_factory=dict[int, State])
     """States at hand that are in no record yet, by epoch."""
+    found: Resumed | None = None
+    """What a resume point held."""
 
     def run(self) -> Generator[EpochView]:
         """Yield every epoch that the selection reaches, recorded ones first. Sets ``result``.

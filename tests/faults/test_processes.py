@@ -93,8 +93,8 @@ def rounds(server: Server, folder: Path, number: int, seed: int) -> float:
     return statistics.median(waits)
 
 
-def test_a_dozen_rounds(server, tmp_path):
-    rounds(server, tmp_path, 12, seed=100)
+def test_some_rounds(server, tmp_path):
+    rounds(server, tmp_path, 5, seed=100)
 
 
 @pytest.mark.slow

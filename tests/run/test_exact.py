@@ -187,6 +187,34 @@ def test_cut_in_the_middle_of_an_epoch_of_any_loader(cut, kind):
     assert answer(again, train(again, LOADERS[kind]())) == expected
 
 
+def test_the_answer_that_a_kill_prevented_is_made_from_the_point(cut):
+    """All epochs are recorded and the answer is not: what comes after the point is computed again, and no more."""
+    loaded: list[int] = []
+
+    class Counted(Augmented):
+        def __getitem__(self, i: int) -> Any:
+            loaded.append(i)
+            return super().__getitem__(i)
+
+        def __purestate_fingerprint__(self) -> str:
+            return "counted"
+
+    def twenty() -> DataLoader[Any]:
+        return DataLoader(Counted(), batch_size=6, shuffle=True)
+
+    store = ps.MemoryStore()
+    assert cut(checkpoint(store), 11, twenty())  # the third batch of the second epoch
+    point = store._backend._points["a"]
+    ck = checkpoint(store)
+    expected = answer(ck, train(ck, twenty()))
+    del store._backend._logs["a"][-1:]
+    store._backend._points["a"] = point
+    loaded.clear()
+    ck = checkpoint(store)
+    assert answer(ck, train(ck, twenty())) == expected
+    assert len(loaded) == 6 + 2
+
+
 def test_what_was_cut_is_said_and_recorded(cut):
     store, said = ps.MemoryStore(), list[str]()
     ck = store.checkpoint("a", echo=None, notify=said.append)
