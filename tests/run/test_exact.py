@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -139,6 +139,17 @@ class Augmented(Dataset[Any]):
         return X[i] + 0.1 * noise, Y[i]
 
 
+class Counted(Augmented):
+    loaded: ClassVar[list[int]] = []
+
+    def __getitem__(self, i: int) -> Any:
+        Counted.loaded.append(i)
+        return super().__getitem__(i)
+
+    def __purestate_fingerprint__(self) -> str:
+        return "counted"
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         for i in range(20):
@@ -189,15 +200,7 @@ def test_cut_in_the_middle_of_an_epoch_of_any_loader(cut, kind):
 
 def test_the_answer_that_a_kill_prevented_is_made_from_the_point(cut):
     """All epochs are recorded and the answer is not: what comes after the point is computed again, and no more."""
-    loaded: list[int] = []
-
-    class Counted(Augmented):
-        def __getitem__(self, i: int) -> Any:
-            loaded.append(i)
-            return super().__getitem__(i)
-
-        def __purestate_fingerprint__(self) -> str:
-            return "counted"
+    loaded = Counted.loaded = []
 
     def twenty() -> DataLoader[Any]:
         return DataLoader(Counted(), batch_size=6, shuffle=True)
@@ -229,15 +232,7 @@ def test_what_was_cut_is_said_and_recorded(cut):
 
 
 def test_samples_before_the_cut_are_not_loaded_again(cut):
-    loaded: list[int] = []
-
-    class Counted(Augmented):
-        def __getitem__(self, i: int) -> Any:
-            loaded.append(i)
-            return super().__getitem__(i)
-
-        def __purestate_fingerprint__(self) -> str:
-            return "counted"
+    loaded = Counted.loaded = []
 
     store = ps.MemoryStore()
     assert cut(checkpoint(store), 5, DataLoader(Counted(), batch_size=6, shuffle=True))
