@@ -288,8 +288,7 @@ class Runner:
             entry.known.keep(program if lasts else None, now.values)
         except WritesParametersError:
             self._kinds.writes = True  # the next call captures it, with copies
-        except Exception as error:
-            # whatever tracing raises is a reason not to capture: the uncaptured step has just run without it
+        except Exception as error:  # tracing runs the user's code: whatever it raises, the same step has just run without it
             self._kinds.why_not = why(error)
             self._give_up(self._kinds.why_not)
         finally:

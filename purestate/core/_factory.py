@@ -122,7 +122,7 @@ class Factory:
         made_by: Any = self.fn if self.cls is None else self.cls
         try:
             return made_by(*positional, **copy.deepcopy(dict(self.args)))
-        except Exception as error:
+        except Exception as error:  # a user's class or function may raise anything
             # torch's own complaints about a value need no traceback; anything else may be a bug in the user's code
             raise self._error(error) from (None if self.cls is not None and isinstance(error, ValueError) else error)
 

@@ -156,7 +156,7 @@ class New:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # a lock, a file: a class that holds one copies itself in its own way, and the copies share it
+    except Exception:  # a lock, a file, a __deepcopy__ of the user's may raise anything: what has no copy is shared by both runs
         return value
 
 

@@ -207,8 +207,8 @@ def _compile(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> _Call:
     try:
         with warnings.catch_warnings(action="ignore"), options, preserved_generators():
             return standalone_compile(graph_module, list(examples), dynamic_shapes="from_example_inputs")
-    except Exception as error:
-        raise _refused(why(error)) from error  # whatever a compiler raises is a reason why it cannot be used
+    except Exception as error:  # a compiler's many passes have no common class; each is a reason why it cannot be used
+        raise _refused(why(error)) from error
 
 
 def _refused(reason: str) -> UnsupportedError:

@@ -89,7 +89,7 @@ class Joined:
             row.count = min(row.count + 1, row.most)
         self._behind = True
         if hasattr(self._optimizer.step, "_wrapped_by_lr_sched"):
-            self._optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers of torch look whether there was a step
+            vars(self._optimizer)["_opt_called"] = True  # schedulers of torch look whether there was a step
         self._array[:] = self._numbers()
 
     def apply(

@@ -38,7 +38,7 @@ from purestate.data._generators import (
 )
 from purestate.errors import BatchError, EmptyLoaderError, HiddenStateError, UnsupportedError
 
-__all__ = ["Order", "loader_length"]
+__all__ = ["Order", "length_of", "loader_length"]
 
 _STATELESS = (
     BatchSampler,
@@ -56,6 +56,14 @@ _STATELESS = (
 _EPOCH_BITS = 31
 
 
+def length_of(data: Any) -> int | None:
+    """Return the length of something; None where there is no ``__len__``, or one that only a subclass is to write."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):  # the latter is what torch's abstract samplers and datasets raise
+        return None
+
+
 def loader_length(loader: DataLoader[Any]) -> int:
     """Return the number of batches of an epoch as the loader tells it.
 
@@ -63,14 +71,13 @@ def loader_length(loader: DataLoader[Any]) -> int:
         UnsupportedError: A sampler has no ``__len__``.
         EmptyLoaderError: The length is zero.
     """
-    try:
-        length = len(loader)
-    except (TypeError, NotImplementedError):  # there is no `__len__`, or one that only a subclass is to write
+    length = length_of(loader)
+    if length is None:
         raise UnsupportedError(
             f"Expected a loader with a length, but its sampler {_name(_index_sampler(loader))!r} has none.",
             cause="Schedulers, progress and resuming need the number of batches of an epoch.",
             fix="Give the sampler a __len__.",
-        ) from None
+        )
     if length == 0:
         raise EmptyLoaderError(
             f"Expected a loader with at least one batch, got {len(loader.dataset)} samples"  # pyright: ignore[reportArgumentType]

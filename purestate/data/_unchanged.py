@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import StackDataset, Subset, TensorDataset
 
+from purestate.data._order import length_of
 from purestate.errors import DataChangedError
 
 __all__ = ["Unchanged"]
@@ -26,7 +27,7 @@ class Unchanged:
 
     def __init__(self, data: Any, what: str) -> None:
         self._data, self._what = data, what
-        self._length = _length(data)
+        self._length = length_of(data)
         self._versions = [(path, tensor, tensor._version) for path, tensor in _tensors(data, what) if not tensor.is_inference()]
 
     def check(self) -> None:
@@ -35,7 +36,7 @@ class Unchanged:
         Raises:
             DataChangedError: It was.
         """
-        length, unit = _length(self._data), _UNITS[self._what]
+        length, unit = length_of(self._data), _UNITS[self._what]
         if length != self._length:
             raise DataChangedError(
                 f"Expected {self._length} {unit}, the length of the {self._what} when the op began, but it has {length}.",
@@ -52,13 +53,6 @@ class Unchanged:
 
 
 _UNITS = {"dataset": "samples", "list": "batches"}
-
-
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except (TypeError, NotImplementedError):  # there is no `__len__`, or one that only a subclass is to write
-        return None
 
 
 def _tensors(data: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -11,7 +11,7 @@ __all__ = ["Cadence"]
 _EVERY = re.compile(r"(?:(\d+(?:\.\d+)?) *(s|min|h)|(\d+) *steps?|(\d+) *epochs?|epoch)")
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _FIRST_COST = 0.05
-"""Seconds that the first point is taken to cost, before one was measured; and seconds a byte."""
+"""Seconds that the first point is taken to cost, before one was measured, beside those for its bytes."""
 _BYTES_A_SECOND = 3e8
 
 

@@ -66,7 +66,7 @@ def read_foreign(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     store = {"driver": "ocdbt", "base": base} if (folder / "manifest.ocdbt").exists() else base
     try:
         keys = [key.decode("utf-8", "replace") for key in ts.KvStore.open(store).result().list().result()]
-    except (ValueError, OSError, NotImplementedError) as error:
+    except _STATUSES as error:
         raise UnreadableLeafError("", str(error)) from None
     opened: dict[str, Any] = {}
     for key in keys:
@@ -77,6 +77,9 @@ def read_foreign(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     started = {name: _wait(name, future).read() for name, future in opened.items()}
     return {name: np.asarray(_wait(name, future)) for name, future in started.items()}
 
+
+_STATUSES = (ValueError, OSError, NotImplementedError)
+"""What TensorStore raises, and nothing else: each of its statuses is one of these in Python."""
 
 _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
 
@@ -92,5 +95,5 @@ def _start(name: str, future: Any, leaf: LeafMeta) -> Any:
 def _wait(name: str, future: Any) -> Any:
     try:
         return future.result()
-    except (ValueError, OSError, NotImplementedError) as error:  # what TensorStore's statuses are in Python
+    except _STATUSES as error:
         raise UnreadableLeafError(name, str(error)) from None

@@ -118,14 +118,19 @@ HOSTILE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_strange_point_is_passed_over(case: str, monkeypatch: pytest.MonkeyPatch, expected: ps.State) -> None:
+def left(monkeypatch: pytest.MonkeyPatch) -> tuple[ps.MemoryStore, list[str]]:
+    """Return a store in which a train was stopped in its second epoch, and what was said."""
     store, said = ps.MemoryStore(), list[str]()
-    ck = store.checkpoint("a", echo=None, notify=said.append)
     with monkeypatch.context() as patched:
         at_batch(patched, 5)
         with pytest.raises(KeyboardInterrupt):
-            Ask().of(ck)
+            Ask().of(store.checkpoint("a", echo=None, notify=said.append))
+    return store, said
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_strange_point_is_passed_over(case: str, monkeypatch: pytest.MonkeyPatch, expected: ps.State) -> None:
+    store, said = left(monkeypatch)
     body, trees = store._backend._points["a"]
     body = copy.deepcopy(body)
     assert body["position"]["n"] == 2
@@ -138,12 +143,7 @@ def test_a_strange_point_is_passed_over(case: str, monkeypatch: pytest.MonkeyPat
 
 def test_a_point_of_another_input_is_not_taken(monkeypatch: pytest.MonkeyPatch, expected: ps.State) -> None:
     """What a point shares with the input of its op it leaves out, so it belongs to no other that was accepted."""
-    store, said = ps.MemoryStore(), list[str]()
-    ck = store.checkpoint("a", echo=None, notify=said.append)
-    with monkeypatch.context() as patched:
-        at_batch(patched, 5)
-        with pytest.raises(KeyboardInterrupt):
-            Ask().of(ck)
+    store, said = left(monkeypatch)
     store._backend._points["a"][0]["input"] = "b3:0"
     assert Ask().of(store.checkpoint("a", echo=None, notify=said.append)) == expected
     assert len(said) == 1
