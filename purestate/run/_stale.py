@@ -12,7 +12,7 @@ from purestate.run._chain import Chain, Trajectory
 from purestate.run._ledger import Ledger
 from purestate.run._question import DEFAULT, Question, changes
 
-__all__ = ["accepted", "check_appendable"]
+__all__ = ["accepted", "check_appendable", "continues", "rival", "told"]
 
 
 def check_appendable(ledger: Ledger, question: Question, state: State) -> None:
@@ -25,11 +25,11 @@ def check_appendable(ledger: Ledger, question: Question, state: State) -> None:
         StaleRecordError: Otherwise. It names what changed against the record that the question would have been.
     """
     chain = ledger.chain
-    if _continues(chain, state):
+    if continues(chain, state):
         return
-    rival = _rival(chain, question, state)
-    if rival.start.seq not in chain.accepting:
-        raise _stale(ledger, rival, question)
+    other = rival(chain, question, _base(state))
+    if other.start.seq not in chain.accepting:
+        raise _stale(ledger, other, question)
 
 
 def accepted(ledger: Ledger, question: Question, state: State, notify: Callable[[str], None]) -> Trajectory | None:
@@ -39,33 +39,38 @@ def accepted(ledger: Ledger, question: Question, state: State, notify: Callable[
         An ``alias`` record, once.
     """
     chain = ledger.chain
-    if not chain.accepting or _continues(chain, state):
+    if not chain.accepting or continues(chain, state):
         return None
-    rival = _rival(chain, question, state)
-    if rival.start.seq not in chain.accepting:
+    other = rival(chain, question, _base(state))
+    if other.start.seq not in chain.accepting:
         return None
-    found = changes(rival.question, question)
-    ledger.append("alias", {"of": rival.start.seq, "digest": question.digest, "changes": [list(change) for change in found]})
-    notify(f"train {chain.index(rival)} is taken as the answer, as was accepted, although {_shown(found)}")
-    return rival
+    found = changes(other.question, question)
+    ledger.append("alias", {"of": other.start.seq, "digest": question.digest, "changes": [list(change) for change in found]})
+    notify(f"train {chain.index(other)} is taken as the answer, as was accepted, although {told(found)}")
+    return other
 
 
 def _base(state: State) -> str:
     return state.origin.base or state.hash
 
 
-def _continues(chain: Chain, state: State) -> bool:
+def continues(chain: Chain, state: State) -> bool:
+    """Return whether a train of a state may be appended: the chain holds nothing, or the state is from its last answer."""
     trains = chain.binding()
     return not trains or _base(state) in trains[-1].outputs
 
 
-def _rival(chain: Chain, question: Question, state: State) -> Trajectory:
+def rival(chain: Chain, question: Question, base: str | None) -> Trajectory:
     """Return the record that the question would have been.
 
     That is the train that began from the same answer; else the one behind the train that answered this state; else the one
     from which it differs least.
+
+    Args:
+        chain: It has a train that binds.
+        question: What is asked.
+        base: The hash of the answer that its input was made from; None if that is not known.
     """
-    base = _base(state)
     trains = chain.binding()
     for train in trains:
         if base in (train.base, train.input):
@@ -82,7 +87,7 @@ def _stale(ledger: Ledger, rival: Trajectory, question: Question) -> StaleRecord
     later = tuple(range(op + 1, len(chain.binding())))
     depends = f"; {_listed(later)} on it" if later else ""
     return StaleRecordError(
-        f"checkpoint {ledger.id!r}, train {op}: {_shown(found)}.",
+        f"checkpoint {ledger.id!r}, train {op}: {told(found)}.",
         cause=f"The recorded answer is not for this question{depends}.",
         fix=f"Fork with another checkpoint id, void it with ck.reset({op}), say that it is the same with ck.accept({op}), "
         "or undo the change.",
@@ -93,7 +98,8 @@ def _stale(ledger: Ledger, rival: Trajectory, question: Question) -> StaleRecord
     )
 
 
-def _shown(found: Sequence[tuple[str, Any, Any]]) -> str:
+def told(found: Sequence[tuple[str, Any, Any]]) -> str:
+    """Return differences as `changes` finds them as one sentence: the first three, and how many more there are."""
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
     return "; ".join(_difference(*change) for change in found[:3]) + more
 
