@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from purestate.core import _ops
+from purestate.core import _runners
 from purestate.core._capture import Runner
 
 __all__ = ["one_thread", "uncaptured"]
@@ -29,4 +29,4 @@ def uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Scripts that run in processes of their own capture as users' do.
     """
-    monkeypatch.setattr(_ops, "Runner", functools.partial(Runner, capture_after=1_000_000))
+    monkeypatch.setattr(_runners, "Runner", functools.partial(Runner, capture_after=1_000_000))

@@ -1,7 +1,7 @@
 """The working set of a `train` in progress: tensors that it owns and updates in place, and the objects that update them.
 
 A State goes in and a State comes out, but in between there is what the hand-written loop has: parameters, one optimizer,
-at most two schedulers. Nothing outside of this file and of `_ops` ever sees them.
+at most two schedulers. Nothing outside of this file and of the ops ever sees them.
 """
 
 from __future__ import annotations

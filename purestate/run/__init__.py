@@ -2,6 +2,7 @@
 
 * ``_store``       `Store`, `MemoryStore`, `NullStore`
 * ``_checkpoint``  `Checkpoint`: the ops that are asked through it
+* ``_logged``      what else a checkpoint is good for: looking, pruning, voiding
 * ``_setup``       `setup`
 * ``_ask``         from a call to its `Question` (``_question``)
 * ``_training``    one call of train, answered from the log; ``_compute`` computes it, ``_resume`` writes its resume points,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from purestate.run._answers import EpochView as EpochView
     from purestate.run._answers import Summary as Summary
     from purestate.run._checkpoint import Checkpoint as Checkpoint
-    from purestate.run._checkpoint import plot_metrics as plot_metrics
+    from purestate.run._logged import plot_metrics as plot_metrics
     from purestate.run._setup import setup as setup
     from purestate.run._store import CheckpointInfo as CheckpointInfo
     from purestate.run._store import MemoryStore as MemoryStore
@@ -38,7 +39,7 @@ _LATER = {
     "NullStore": "_store",
     "Store": "_store",
     "Summary": "_answers",
-    "plot_metrics": "_checkpoint",
+    "plot_metrics": "_logged",
     "setup": "_setup",
 }
 

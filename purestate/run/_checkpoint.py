@@ -1,4 +1,4 @@
-"""`Checkpoint`: a named log in a store, and the ops that are asked through it.
+"""`Checkpoint`: a named log in a store, and the ops that are asked through it. What else a log is good for is in `_logged`.
 
 There is no cursor and nothing to restore first: every call is looked up by content. What a call computes is appended; what
 it finds it returns, with the state's bytes left on disk until somebody looks at them.
@@ -9,35 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from purestate.core._guard import GuardMode, check_guard
 from purestate.core._metrics import Metric, as_metrics
 from purestate.core._state import State, require
-from purestate.errors import SetupError, StateError
-from purestate.run._answers import Curve, EpochView, History, Summary
+from purestate.errors import SetupError
+from purestate.run._answers import Curve, EpochView, Summary
 from purestate.run._ask import ask_train
 from purestate.run._cadence import Cadence
-from purestate.run._chain import READERS
 from purestate.run._ledger import Ledger
+from purestate.run._logged import Logged
 from purestate.run._policy import Policy
 from purestate.run._profile import Profile
 from purestate.run._progress import Progress
 from purestate.run._readers import Reader, ask_evaluate, ask_find_lr, ask_predict
-from purestate.run._retain import checked, prune
+from purestate.run._retain import checked
 from purestate.run._select import Selection
-from purestate.run._shown import as_figure, as_html, as_text, history_of
 from purestate.run._training import Training
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["Checkpoint", "plot_metrics"]
+__all__ = ["Checkpoint"]
 
 MetricLike = Metric | Callable[[Any, Any], Any]
 
 
-class Checkpoint:
+class Checkpoint(Logged):
     """A named log. Made by `Store.checkpoint` and `Store.open`.
 
     Attributes:
@@ -58,7 +54,7 @@ class Checkpoint:
     def __init__(
         self, ledger: Ledger, *, echo: Callable[[str], None] | None = print, notify: Callable[[str], None] | None = print
     ) -> None:
-        self._ledger = ledger
+        super().__init__(ledger)
         self._echo, self._tell = echo, notify
         self.last: Summary | None = None
 
@@ -304,114 +300,6 @@ class Checkpoint:
         """
         return self._read(lambda: ask_predict(state, dataloader, check_guard(guard, "predict")))
 
-    # ---------------------------------------------------------------- the log
-
-    @property
-    def id(self) -> str:
-        """The name."""
-        return self._ledger.id
-
-    @property
-    def description(self) -> str | None:
-        """What it is about."""
-        return self._ledger.description
-
-    @property
-    def head(self) -> str:
-        """The digest of the last record: pin it, and nobody can shorten or rewrite the log unnoticed."""
-        self._ledger.refresh()
-        return self._ledger.log.head
-
-    @property
-    def history(self) -> History:
-        """Lists, an entry an epoch, over all trains of the checkpoint: ``epoch``, losses, metrics, ``lr``, ``seconds``."""
-        return history_of(self._ledger)
-
-    @property
-    def kept(self) -> dict[int, list[int]]:
-        """The epochs whose states are kept, by train: the last and the best of its answers, and what ``keep=`` kept."""
-        return {op: sorted(train.kept_epochs()) for op, train in enumerate(self._ledger.refresh().binding())}
-
-    def prune(self, keep: Policy, op: int | None = None) -> dict[int, list[int]]:
-        """Drop the states of epochs that finished trains kept and that a policy does not keep.
-
-        Their records and hashes stay, and so do the last and the best epoch of each answer. `Store.gc` then frees the bytes,
-        except for what another train began from. A dropped state can be computed again: ``ck.train(..., epochs=7)``.
-
-        Args:
-            keep: Which epochs to keep, as in ``ps.keep.last(3)``.
-            op: The number of the train, from 0; all of them if left out.
-
-        Returns:
-            The epochs that were dropped, by train.
-
-        Raises:
-            StateError: There is no such train.
-            MetricError: The policy ranks by a metric that a train does not have.
-
-        Effects:
-            One record a train that had something to drop.
-
-        Example:
-            >>> import purestate as ps, torch
-            >>> s0 = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
-            >>> s0 = ps.setup(s0, loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
-            >>> ck = ps.MemoryStore().checkpoint("a", echo=None)
-            >>> s1 = ck.train(s0, [(torch.ones(4, 2), torch.ones(4, 1))], epochs=8, keep=ps.keep.every(2))
-            >>> ck.kept, ck.prune(ps.keep.every(4)), ck.kept
-            ({0: [2, 4, 6, 8]}, {0: [2, 6]}, {0: [4, 8]})
-        """
-        return prune(self._ledger, keep, None if op is None else self._number(op))
-
-    def reset(self, op: int | str = 0) -> None:
-        """Void a train and those that follow, so that the chain can go on from there; or all answers of a reader.
-
-        Their records stay readable in the log.
-
-        Args:
-            op: The number of the train, from 0; or ``'evaluate'``, ``'find_lr'``, ``'predict'``.
-
-        Raises:
-            StateError: There is no such op.
-
-        Effects:
-            One record (none for a reader without answers), and a line in the store's journal.
-        """
-        with self._ledger.writing() as chain:
-            if isinstance(op, str):
-                voided = self._answers_of(op)
-                if not voided:
-                    return
-            else:
-                voided = [train.start.seq for train in chain.trains[self._number(op) :]]
-                self._ledger.backend.clear_resume(self.id)
-            self._ledger.append("reset", {"of": voided})
-        self._ledger.backend.journal("reset", checkpoint=self.id, op=op, head=self._ledger.log.head)
-
-    def accept(self, op: int = 0) -> None:
-        """Say that the next question which differs from a train's record has the same answer: a refactoring, for example.
-
-        Args:
-            op: The train's number, from 0.
-
-        Effects:
-            One record now and one when such a question comes, which names what differed; a line in the store's journal.
-        """
-        with self._ledger.writing() as chain:
-            train = chain.trains[self._number(op)]
-            self._ledger.append("accept", {"of": train.start.seq})
-        self._ledger.backend.journal("accept", checkpoint=self.id, op=op, head=self._ledger.log.head)
-
-    def plot_metrics(self) -> Figure:
-        """Return a figure of the history: one chart a metric, training and validation together. Opens no window."""
-        return as_figure([self._ledger])
-
-    def __repr__(self) -> str:
-        return as_text(self._ledger)
-
-    def _repr_html_(self) -> str:
-        return as_html(self._ledger)
-
     # ---------------------------------------------------------------- inside
 
     def _training(
@@ -462,20 +350,6 @@ class Checkpoint:
         self._say(Summary(f"{self.id} {reader.name}", cached, seconds, reader.state.hash, metrics=reader.metrics(value)))
         return value
 
-    def _answers_of(self, reader: str) -> list[int]:
-        if reader not in READERS:
-            names = ", ".join(map(repr, READERS))
-            raise StateError(
-                f"there is no train {reader!r}, nor a reader of that name: trains have numbers, readers are {names}."
-            )
-        return [record.seq for record in self._ledger.chain.readers.values() if record.kind == reader]
-
-    def _number(self, op: int) -> int:
-        trains = self._ledger.chain.trains
-        if type(op) is not int or not 0 <= op < len(trains):
-            raise StateError(f"checkpoint {self.id!r} has {len(trains)} trains, numbered from 0; there is no train {op!r}.")
-        return op
-
     def _notify(self, text: str) -> None:
         if self._tell is not None:
             self._tell(f"{self.id}: {text}")
@@ -484,16 +358,3 @@ class Checkpoint:
         self.last = summary
         if self._echo is not None:
             self._echo(str(summary))
-
-
-def plot_metrics(checkpoints: Checkpoint | Sequence[Checkpoint]) -> Figure:
-    """Return a figure that compares the histories of several checkpoints: one chart a metric. Opens no window.
-
-    Args:
-        checkpoints: One or several, as `Store.checkpoint` or `Store.open` returned them.
-    """
-    several = [checkpoints] if isinstance(checkpoints, Checkpoint) else list(checkpoints)
-    for ck in several:
-        if not isinstance(ck, Checkpoint):
-            raise SetupError(f"plot_metrics: expected checkpoints, got {type(ck).__name__}.", argument="checkpoints")
-    return as_figure([ck._ledger for ck in several])

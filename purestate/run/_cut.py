@@ -18,9 +18,9 @@ from typing import Any, ClassVar, NoReturn
 
 from purestate.core._batch import Batch, Batches, Feed
 from purestate.core._key import Key
-from purestate.core._ops import Epoch
 from purestate.core._position import Position
 from purestate.core._state import State
+from purestate.core._train import Epoch
 from purestate.data._position import batch_digest
 from purestate.run import _compute
 from purestate.run._resume import Resumed, ResumePoints

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from purestate.core._batch import Batch, Batches, Feed
     from purestate.core._key import Key
-    from purestate.core._ops import Epoch
+    from purestate.core._train import Epoch
 
 __all__ = ["Progress"]
 

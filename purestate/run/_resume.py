@@ -18,10 +18,10 @@ import torch
 
 from purestate.core._component import Component
 from purestate.core._metrics import Metric, Sums
-from purestate.core._ops import Epoch
 from purestate.core._plain import decode, encode
 from purestate.core._position import Position
 from purestate.core._state import COMPONENTS, SUBTREES, Counters, State
+from purestate.core._train import Epoch
 from purestate.core._tree import Leaves, in_order
 from purestate.errors import CorruptItemError, PureStateError, StoreError
 from purestate.run._cadence import Cadence

@@ -15,6 +15,7 @@ import purestate as ps
 from purestate.core import _capture as capture
 from purestate.core import _kept as kept
 from purestate.core import _ops as ops
+from purestate.core import _runners
 from purestate.core._capture import Runner
 from purestate.core._metrics import metric_accuracy
 from purestate.core._state import State
@@ -172,7 +173,7 @@ def train(s0: State, dataset: Any, tensors: tuple[Tensor, ...]) -> tuple[list[st
 def test_captured_uncaptured_and_both_ways_to_batches_end_on_the_same_hash(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = data(kind)
     s0 = start(kind)
-    monkeypatch.setattr(ops, "_CAPTURE_EVALUATION", 2)
+    monkeypatch.setattr(_runners, "_CAPTURE_EVALUATION", 2)
     monkeypatch.setattr(capture, "_OTHERS_AFTER", 1)
     monkeypatch.setattr(kept, "_templates", type(kept._templates)())
     captured = {dataset: train(s0, dataset, tensors) for dataset in (TensorDataset, Slow)}

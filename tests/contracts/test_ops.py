@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import purestate as ps
 from purestate.core import _ops as ops
+from purestate.core import _runners
 from purestate.core._capture import Runner
 from purestate.core._state import State
 from purestate.data._feed import feed
@@ -194,7 +195,7 @@ def test_how_batches_and_steps_are_run_does_not_count(model: Model, monkeypatch:
 
     captured = hashes(loader)
     assert hashes(batched(model)) == captured
-    monkeypatch.setattr(ops, "Runner", lambda step, **_: Runner(step, capture_after=10**9))
+    monkeypatch.setattr(_runners, "Runner", lambda step, **_: Runner(step, capture_after=10**9))
     assert hashes(loader) == captured
 
 

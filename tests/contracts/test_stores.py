@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import purestate as ps
 from purestate import errors
-from purestate.core import _ops
+from purestate.core import _runners
 from purestate.core._capture import Runner
 from purestate.run._store import _Store
 from tests.helpers import ConvNet, assert_trees_identical, batch
@@ -34,7 +34,7 @@ REMEMBERS = {"Store", "MemoryStore"}
 @pytest.fixture(autouse=True)
 def uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capturing changes no bit, and is another table's matter."""
-    monkeypatch.setattr(_ops, "Runner", functools.partial(Runner, capture_after=1_000_000))
+    monkeypatch.setattr(_runners, "Runner", functools.partial(Runner, capture_after=1_000_000))
 
 
 @pytest.fixture(params=STORES)
@@ -80,7 +80,7 @@ def everything(store: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_ops, "Runner", functools.partial(Runner, capture_after=1_000_000))
+        patched.setattr(_runners, "Runner", functools.partial(Runner, capture_after=1_000_000))
         return everything(ps.MemoryStore())
 
 

@@ -184,7 +184,7 @@ def test_averaged_has_it_in_the_place_of_the_parameters():
 
 
 def test_find_lr_has_none():
-    from purestate.core._ops import find_lr
+    from purestate.core._find_lr import find_lr
     from purestate.data._feed import feed
 
     assert find_lr(state(ema_decay=0.9), feed(POINTS)) == find_lr(state(), feed(POINTS))

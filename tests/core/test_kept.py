@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam
 import purestate as ps
 from purestate.core import _kept as kept
 from purestate.core import _ops as ops
+from purestate.core import _runners
 from purestate.core._metrics import metric_accuracy
 from purestate.core._state import State
 from purestate.data._feed import feed
@@ -139,7 +140,7 @@ def test_what_cannot_be_captured_is_not_tried_again(traces: Traces, monkeypatch:
 
 
 def test_evaluations_add_up_over_ops(traces: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_CAPTURE_EVALUATION", 4)
+    monkeypatch.setattr(_runners, "_CAPTURE_EVALUATION", 4)
     s0 = state()
     values = [ops.evaluate(s0, feed(TRAIN)) for _ in range(4)]
     assert traces.count == 1

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import purestate as ps
-from purestate.core import _ops
+from purestate.core import _runners
 
 torch.set_num_threads(1)
-_ops.Runner = functools.partial(_ops.Runner, capture_after=1_000_000)  # it changes no bit, and spares seconds a process
+_runners.Runner = functools.partial(_runners.Runner, capture_after=1_000_000)  # it changes no bit, and spares seconds a process
 x = torch.arange(96.0).reshape(32, 3).sin()
 y = (x.sum(1) > 0).long()
 val = [(x, y)]
