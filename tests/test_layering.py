@@ -31,7 +31,9 @@ LAYER = {
 # What only these files or rooms (ending in a slash) may import, also inside a function.
 GATED = {
     "orbax": {"store/_worker.py"},
-    "jax": {"store/_worker.py", "interop/_jax.py"},
+    "jax": {"store/_worker.py", "interop/"},
+    "optax": {"interop/_optax.py"},
+    "flax": set[str](),
     "tensorstore": {"store/_reader.py"},
     "matplotlib": {"view/"},
     "torch.distributed": {"distributed/"},
