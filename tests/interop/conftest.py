@@ -1,12 +1,13 @@
 """The tests of this folder run in one process of their own: a process that imported JAX warns at every fork, and loaders fork.
 
-pytest collects them here as ever, and when the first one's turn comes it starts a second pytest over those that were chosen. What
-that says of each test is reported here in the test's turn. So `-k`, `-x`, ids, markers, skips and the printed output are as usual.
+pytest collects them here as ever, and when the first one's turn comes it starts a second pytest over those that were chosen.
+What that says of each test is reported here in the test's turn. So `-k`, ids, markers, skips and failures are as usual.
 `import jax` stands in functions or fixtures there, since this process imports the files to collect them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -62,15 +63,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 
 def run(session: pytest.Session) -> dict[str, list[dict[str, Any]]]:
-    """Run the tests of this folder that were chosen; return the reports of each."""
+    """Run the tests of this folder that were chosen; return the reports of each. Of several xdist workers one does."""
     chosen = [item.nodeid for item in session.items if item.path.is_relative_to(HERE)]
-    folder = Path(session.config._tmp_path_factory.mktemp("interop"))  # type: ignore[attr-defined]
-    arguments, path = folder / "chosen", folder / "reports"
-    arguments.write_text("\n".join(chosen))
-    path.touch()
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "slow or not slow", f"@{arguments}"]
-    environment = os.environ | {REPORTS: os.fspath(path), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=session.config.rootpath, env=environment, capture_output=True, text=True)
+    folder = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    folder = folder.parent if hasattr(session.config, "workerinput") else folder
+    path = folder / "interop-reports"
+    with (folder / "interop-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker that comes second waits, and finds the reports
+        said = "" if path.exists() else run_apart(session, chosen, path)
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in path.read_text().splitlines():
         data = json.loads(line)
@@ -78,8 +78,20 @@ def run(session: pytest.Session) -> dict[str, list[dict[str, Any]]]:
             data["longrepr"] = tuple(data["longrepr"])  # where pytest insists on one
         found[data["nodeid"]].append(data)
     if missing := [name for name in chosen if name not in found]:
-        pytest.exit(f"{missing[0]} was not run in the second process:\n{done.stdout}\n{done.stderr}", returncode=3)
+        pytest.exit(f"{missing[0]} was not run in the second process:\n{said}", returncode=3)
     return found
+
+
+def run_apart(session: pytest.Session, chosen: list[str], path: Path) -> str:
+    """Start the second process, which writes its reports to a file, and return what it printed."""
+    arguments = path.with_name("interop-chosen")
+    arguments.write_text("\n".join(chosen))
+    path.touch()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "slow or not slow", f"@{arguments}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment |= {REPORTS: os.fspath(path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=session.config.rootpath, env=environment, capture_output=True, text=True)
+    return f"{done.stdout}\n{done.stderr}"
 
 
 @pytest.fixture
