@@ -11,11 +11,14 @@ import torch
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
 from purestate.errors import CorruptItemError, MissingSnapshotError
-from purestate.run._chain import Chain, RecordLike, Trajectory
+from purestate.run._chain import READERS, Chain, RecordLike, Trajectory
 from purestate.run._snapshot import Items, restore
 from purestate.store._backend import Backend
 
 __all__ = ["Ledger"]
+
+_BEGIN_OR_END = frozenset({"checkpoint", "root", "train", "done", *READERS})
+"""The kinds of records that say who computed what they hold, where and when: those that begin or end an op."""
 
 
 class Ledger:
@@ -63,7 +66,7 @@ class Ledger:
             One line in the log; creates the checkpoint with its first record.
         """
         first = [] if self.log.records else [("checkpoint", {"description": self._description})]
-        records = self.log.append_all([*first, (kind, dict(body))])
+        records = self.log.append_all([(kind, self._with_provenance(kind, body)) for kind, body in (*first, (kind, body))])
         self._unnamed.close()
         for record in records:
             self.chain.add(record)
@@ -82,6 +85,13 @@ class Ledger:
         record = self.log.append_soon(kind, dict(body))
         self.chain.add(record)
         return record
+
+    def _with_provenance(self, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        if kind not in _BEGIN_OR_END:
+            return dict(body)
+        from purestate.run._provenance import provenance
+
+        return {**body, "provenance": provenance(anonymous=self.backend.anonymous)}
 
     def put(self, items: Items) -> None:
         """Make items durable; those that are there and whole are not written again.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import nn
@@ -392,9 +392,13 @@ class Store(_Store):
 
     Args:
         path: The folder. It is created with the first record.
+        provenance: What records and the journal say, outside of what decides, of who wrote them. ``'full'``: the time, user,
+            host, git commit, command line and working directory. ``'minimal'``, for stores that are shared: the time alone. As
+            the store was created if left out, else ``'full'``. What is there already, and what is copied into it, stays as it is.
 
     Raises:
         FormatVersionError: The folder was written by a newer version.
+        SetupError: There is no such ``provenance``.
         StoreWriteError: ``path``, or a folder above it, is a file.
 
     Example:
@@ -404,8 +408,11 @@ class Store(_Store):
         []
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._backend = self._disk = DiskBackend(path)
+    def __init__(self, path: str | Path, *, provenance: Literal["full", "minimal"] | None = None) -> None:
+        if provenance not in (None, "full", "minimal"):
+            raise SetupError(f"Store: provenance must be 'full' or 'minimal', got {provenance!r}.", argument="provenance")
+        anonymous = None if provenance is None else provenance == "minimal"
+        self._backend = self._disk = DiskBackend(path, anonymous=anonymous)
 
     def path(
         self, id: str, subtree: str = "params", *, op: int | None = None, best: bool = False, epoch: int | None = None

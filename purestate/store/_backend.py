@@ -166,6 +166,9 @@ class Log(Protocol):
 class Backend(Protocol):
     """A place for logs, items and resume points."""
 
+    anonymous: bool
+    """Whether nothing that is written is to say who writes it, and where."""
+
     def log(self, id: str, *, must_exist: bool = False) -> Log:
         """Return the log of a checkpoint. Reads, and creates nothing.
 

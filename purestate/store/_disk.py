@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["DiskBackend"]
 
 _FORMAT = json.dumps({"purestate": FORMAT_VERSION})
-"""What ``format.json`` says."""
+_ANONYMOUS = json.dumps({"purestate": FORMAT_VERSION, "provenance": "minimal"})
+"""What ``format.json`` says, and where nobody is to be told who writes it."""
 
 
 class DiskBackend:
@@ -43,6 +44,8 @@ class DiskBackend:
 
     Args:
         path: The folder. It is created by the first write; a store that is only read is never written to, not even a lock.
+        anonymous: Whether what is written says nothing of who writes it and where. As the store was created, if left out; a
+            store that is created so stays so.
 
     Raises:
         FormatVersionError: The folder was written in a newer format.
@@ -50,10 +53,12 @@ class DiskBackend:
         StoreError: ``format.json`` holds something else than a version.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, anonymous: bool | None = None) -> None:
         self._path = placed(path)
-        self._layout = Layout(self._path)
-        self._known, self._prepared = _check_format(self._layout), False
+        told = _check_format(Layout(self._path))
+        self.anonymous = told == _MINIMAL if anonymous is None else anonymous
+        self._layout = Layout(self._path, anonymous=self.anonymous)
+        self._known, self._prepared = told is not None, False
         self._journal = Journal(self._layout)
         self._shared = FileLock(self._layout.store_lock, f"the store {os.fspath(path)!r}", shared=True)
 
@@ -143,7 +148,7 @@ class DiskBackend:
         shutil.rmtree(away, ignore_errors=True)
 
     def _alone_in(self, id: str) -> FileLock:
-        return FileLock(self._layout.checkpoint_lock(id), f"checkpoint {id!r}")
+        return FileLock(self._layout.checkpoint_lock(id), f"checkpoint {id!r}", anonymous=self._layout.anonymous)
 
     def _end(self, id: str) -> tuple[str | None, int | None]:
         """Return head and length of a log; unknown if it is damaged, which must not keep it from being deleted."""
@@ -285,7 +290,8 @@ class DiskBackend:
                 # The lock says to whoever repairs that a file of this name may be on its way.
                 if not self._layout.format.exists():
                     with self.writing():
-                        write_file(self._layout.format, _FORMAT.encode("ascii") + b"\n")
+                        text = _ANONYMOUS if self.anonymous else _FORMAT
+                        write_file(self._layout.format, text.encode("ascii") + b"\n")
         with write_errors(self._path, "a store"):
             must_be_inside(self._layout.checkpoints, self._path)
             make_folder(self._layout.checkpoints)
@@ -297,8 +303,11 @@ class DiskBackend:
         return f"DiskBackend({os.fspath(self._path)!r})"
 
 
-def _check_format(layout: Layout) -> bool:
-    """Return whether the folder is a store of a format that is known."""
+_FULL, _MINIMAL = "full", "minimal"
+
+
+def _check_format(layout: Layout) -> str | None:
+    """Return what of its writers a store says, if the folder is one of a format that is known."""
     for place in (layout.root, *layout.root.parents):
         if place.exists() and not place.is_dir():
             raise StoreWriteError(
@@ -309,11 +318,12 @@ def _check_format(layout: Layout) -> bool:
         if place.exists():
             break
     try:
-        version = json.loads(read_file(layout.format, layout.root, _LONGEST_FORMAT))["purestate"]
+        told = json.loads(read_file(layout.format, layout.root, _LONGEST_FORMAT))
+        version = told["purestate"]
         if type(version) is not int or version < 1:
             raise ValueError(f"{version!r} is no version")
     except FileNotFoundError:
-        return False
+        return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"Expected the version of a store in {os.fspath(layout.format)!r}, got something else ({error!r}).",
@@ -331,7 +341,7 @@ def _check_format(layout: Layout) -> bool:
             expected=FORMAT_VERSION,
             actual=version,
         )
-    return True
+    return _MINIMAL if told.get("provenance") == _MINIMAL else _FULL
 
 
 _LONGEST_FORMAT = 4096

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
-import socket
-import time
 from typing import Any, cast
 
 from purestate.store._files import append_line, read_file, write_errors
 from purestate.store._layout import Layout
 from purestate.store._locks import FileLock
 from purestate.store._record import seal, to_json, unseal
+from purestate.store._who import host, now, user
 
 __all__ = ["Journal", "entry"]
 
@@ -27,8 +25,8 @@ class Journal:
     """The journal of the store at ``layout``. Lines are only ever appended."""
 
     def __init__(self, layout: Layout) -> None:
-        self._root, self._path = layout.root, layout.journal
-        self._lock = FileLock(layout.journal_lock, "the journal")
+        self._root, self._path, self._anonymous = layout.root, layout.journal, layout.anonymous
+        self._lock = FileLock(layout.journal_lock, "the journal", anonymous=layout.anonymous)
         self._named = False
 
     def append(self, act: str, details: dict[str, Any], *, durable: bool = True) -> None:
@@ -42,7 +40,9 @@ class Journal:
         Effects:
             A line in the journal. A last line that a crash cut short is ended first, and stays as it is.
         """
-        line = seal(to_json(entry(act, details), "an entry of the journal")[1:].encode("ascii")) + b"\n"
+        line = (
+            seal(to_json(entry(act, details, anonymous=self._anonymous), "an entry of the journal")[1:].encode("ascii")) + b"\n"
+        )
         with self._lock.hold(10.0), write_errors(self._path, "a line of the journal"):
             old = self._read()
             names = () if self._named or not durable else (self._root,)
@@ -65,17 +65,10 @@ class Journal:
             return b""
 
 
-def entry(act: str, details: dict[str, Any]) -> dict[str, Any]:
-    """Return an act with who and when."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"act": act, **details, "time": now, "user": _user(), "host": socket.gethostname(), "pid": os.getpid()}
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+def entry(act: str, details: dict[str, Any], *, anonymous: bool = False) -> dict[str, Any]:
+    """Return an act with who and when; without who, if nobody is to know."""
+    who = {} if anonymous else {"user": user(), "host": host(), "pid": os.getpid()}
+    return {"act": act, **details, "time": now(), **who}
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -36,13 +36,17 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9_.-]")
 class Layout:
     """Where everything of the store at ``root`` lies.
 
+    Args:
+        root: Its folder.
+        anonymous: Whether what is written says nothing of who writes it and where.
+
     Example:
         >>> Layout(Path("runs")).log("adam").as_posix()
         'runs/checkpoints/adam/log.jsonl'
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, anonymous: bool = False) -> None:
+        self.root, self.anonymous = root, anonymous
         self.format = root / FORMAT_FILE
         self.items = root / "items"
         self.checkpoints = root / "checkpoints"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import socket
 import threading
 import time
 import weakref
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from purestate.errors import StoreLockedError
 from purestate.store._files import make_folder, outside, write_errors
+from purestate.store._who import host
 
 __all__ = ["FileLock"]
 
@@ -32,10 +32,11 @@ class FileLock:
         path: The lock file, created when it is first taken.
         what: What is locked, for people, as in ``"checkpoint 'adam'"``.
         shared: Others may hold it shared at the same time.
+        anonymous: The holder does not write its host name into it.
     """
 
-    def __init__(self, path: Path, what: str, *, shared: bool = False) -> None:
-        self._path = path
+    def __init__(self, path: Path, what: str, *, shared: bool = False, anonymous: bool = False) -> None:
+        self._path, self._anonymous = path, anonymous
         self._what = what
         self._shared = shared
         self._mutex = threading.Lock()
@@ -96,7 +97,7 @@ class FileLock:
                     fcntl.flock(fd, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                     if not self._shared:
                         os.ftruncate(fd, 0)
-                        os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+                        os.pwrite(fd, f"{os.getpid()} {'-' if self._anonymous else host()}\n".encode(), 0)
                 except BlockingIOError:
                     os.close(fd)
                     return False
@@ -127,28 +128,28 @@ class FileLock:
                 self._fd, self._owner = -1, None
 
     def _locked(self, timeout: float | None) -> StoreLockedError:
-        pid, host = self._holder()
-        who = f"process {pid} on {host}" if pid else "another process"
-        mine = " (this process: another object or thread of it)" if pid == os.getpid() and host == socket.gethostname() else ""
+        pid, where = self._holder()
+        who = f"process {pid} on {where}" if pid else "another process"
+        mine = " (this process: another object or thread of it)" if pid == os.getpid() and where == host() else ""
         return StoreLockedError(
             f"{self._what[0].upper()}{self._what[1:]} is being written by {who}{mine}; waited {timeout:g} s.",
             cause="One process at a time computes and appends; answers that are recorded can be read meanwhile.",
             fix="Wait for it, end it, or use another checkpoint id.",
             path=os.fspath(self._path),
             pid=pid,
-            host=host,
+            host=where,
         )
 
     def _holder(self) -> tuple[int | None, str | None]:
         """Return who has it: as the kernel says, which knows those who share it too, else as the last holder signed."""
         found = holders(self._path)
-        pid, host = None, None
+        pid, where = None, None
         with contextlib.suppress(OSError, ValueError):  # the holder may not have signed yet
-            number, host = self._path.read_text().split()
+            number, where = self._path.read_text().split()
             pid = int(number)
-        if found and (pid not in found or host != socket.gethostname()):
-            return found[0], socket.gethostname()
-        return pid, host
+        if found and (pid not in found or where != host()):
+            return pid if pid in found else found[0], host()
+        return pid, where
 
     def forget(self) -> None:
         """Give up, in a forked child, what the parent holds: closing does not unlock while the parent's file is open."""

@@ -44,7 +44,7 @@ class DiskLog:
         self.id = id
         self._prepare = prepare
         self._root, self.path = layout.root, layout.log(id)
-        self._lock = FileLock(layout.checkpoint_lock(id), f"checkpoint {id!r}")
+        self._lock = FileLock(layout.checkpoint_lock(id), f"checkpoint {id!r}", anonymous=layout.anonymous)
         self._forget()
         self._begin()
         self._read()

@@ -30,6 +30,8 @@ Tree = Mapping[str, torch.Tensor]
 class MemoryBackend:
     """A store in memory: the same answers as `DiskBackend`, gone with the object."""
 
+    anonymous = False
+
     def __init__(self) -> None:
         self._logs: dict[str, list[Record]] = {}
         self._items: dict[str, dict[str, torch.Tensor]] = {}
@@ -175,6 +177,8 @@ class MemoryBackend:
 
 class NullBackend(MemoryBackend):
     """A store that accepts everything and keeps nothing: ops compute as if they were never asked before."""
+
+    anonymous = True
 
     def log(self, id: str, *, must_exist: bool = False) -> _NullLog:
         """Return a log that stays empty."""

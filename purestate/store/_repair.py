@@ -114,7 +114,7 @@ def _choose(backend: DiskBackend, layout: Layout, named: Callable[[], Collection
 
 
 def _alone(layout: Layout, timeout: float | None) -> AbstractContextManager[None]:
-    return FileLock(layout.store_lock, f"the store {os.fspath(layout.root)!r}").hold(timeout)
+    return FileLock(layout.store_lock, f"the store {os.fspath(layout.root)!r}", anonymous=layout.anonymous).hold(timeout)
 
 
 def _throw(layout: Layout, found: list[Leftover], done: list[str]) -> None:
