@@ -7,9 +7,8 @@ records, the best of them follows from the records (`_select`), and what a kille
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any
 
 from purestate.core import _ops as ops
@@ -18,8 +17,8 @@ from purestate.core._plain import encode
 from purestate.core._position import Position
 from purestate.core._state import State
 from purestate.core._work import combine
-from purestate.data._feed import feed
 from purestate.errors import ReplayError
+from purestate.run._again import stream
 from purestate.run._answers import EpochView
 from purestate.run._chain import Trajectory
 from purestate.run._environment import environment, prepare
@@ -250,49 +249,15 @@ class Computation:
     def _epochs(
         self, train: Trajectory, start: int, *, stop: int = sys.maxsize, points: ResumePoints | None = None
     ) -> Generator[tuple[ops.Epoch, float]]:
-        """Yield epochs from core after ``start``, or from the position on, with the seconds that each took."""
+        """Return epochs from core after ``start``, or from the position on, with the seconds that each took."""
         call = self._call
         self._must_begin_alike(train)
-        notices: list[str] = []
-        device = call.state.device
         position = self._position(train, start, stop)
-        before = 0.0 if position is None else self._found.seconds
-        if position is not None:
-            state, start = position.state, position.n - 1
-        else:
+        if position is None:
             state = call.state if start == 0 else call.state_at(train, start)
-        train_dl, val_dl = call.loaders
-        with ExitStack() as closed:
-            known = None if position is None else position.batches
-            batches = closed.enter_context(closing(feed(train_dl, device=device, notify=call.notify, batches=known)))
-            train_feed = call.progress.watch(batches, "train")
-            val_feed = None
-            if val_dl is not None:
-                val_feed = call.progress.watch(closed.enter_context(closing(feed(val_dl, device=device))), "val")
-            call.progress.begin(start)
-            epochs = ops.train(
-                state,
-                train_feed,
-                val_feed,
-                metrics=call.metrics,
-                warmup=call.warmup,
-                watch=call.selection.watch,
-                key=call.state.key,
-                done=start,
-                position=position,
-                keeper=points,
-                notices=notices,
-                lap=self._lap,
-                guard=call.guard,
-            )
-            closed.enter_context(closing(epochs))
-            while True:
-                began = time.perf_counter()
-                epoch = next(epochs)
-                seconds, before = before + time.perf_counter() - began, 0.0
-                while notices:
-                    call.notify(notices.pop(0))
-                yield epoch, seconds
+            return stream(call, state, start, keeper=points, lap=self._lap)
+        before = self._found.seconds
+        return stream(call, position.state, position.n - 1, position=position, seconds=before, keeper=points, lap=self._lap)
 
     def _record(self, train: Trajectory, epoch: ops.Epoch, seconds: float) -> bool:
         """Record an epoch, or hold it against its record. Returns whether it is new."""

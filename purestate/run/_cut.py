@@ -12,17 +12,18 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from purestate.core._batch import Batch, Batches, Feed
-from purestate.core._key import Key
+from purestate.core._batch import Batch
 from purestate.core._position import Position
 from purestate.core._state import State
 from purestate.core._train import Epoch
+from purestate.data._feed import feed
 from purestate.data._position import batch_digest
-from purestate.run import _compute
+from purestate.run import _again, _compute
+from purestate.run._again import TellingFeed
 from purestate.run._resume import Resumed, ResumePoints
 from purestate.run._store import Store
 from purestate.run._verdict import END
@@ -49,7 +50,7 @@ def main(orders: dict[str, Any]) -> None:
     elsewhere(ours.moved)
     _compute.__dict__["ResumePoints"] = _Watched
     if ours.trace is not None:
-        _compute.__dict__["feed"] = _traced(_compute.feed, ours)
+        _again.__dict__["feed"] = lambda loader, **options: TellingFeed(feed(loader, **options), ours.on_batch)
     target: str | list[str] = orders["target"]
     try:
         if isinstance(target, str):
@@ -85,6 +86,10 @@ class _Orders:
             self._paths.append(path)
             self.tell(folder=os.fspath(path))
         return self.stores / str(self._paths.index(path))
+
+    def on_batch(self, batch: Batch) -> None:
+        """Note what the next step is given."""
+        self.batch = batch_digest(batch)  # now: forward may write to it
 
     def tell(self, **event: Any) -> None:
         """Note what happened; there even if this process is killed next."""
@@ -162,37 +167,3 @@ class _Watched(ResumePoints):
 def _die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("a process goes on after SIGKILL")
-
-
-def _traced(feed: Callable[..., Feed], orders: _Orders) -> Callable[..., Feed]:
-    return lambda loader, **options: _TracedFeed(feed(loader, **options), orders)
-
-
-class _TracedFeed:
-    """A feed whose batches are hashed."""
-
-    def __init__(self, feed: Feed, orders: _Orders) -> None:
-        self._feed, self._orders = feed, orders
-        self.batches, self.samples = feed.batches, feed.samples
-
-    def epoch(self, key: Key, start: int = 0, position: Any = None) -> Batches:
-        return _TracedBatches(self._feed.epoch(key, start, position), self._orders)
-
-    def close(self) -> None:
-        self._feed.close()
-
-
-class _TracedBatches(Iterator[Batch]):
-    def __init__(self, batches: Batches, orders: _Orders) -> None:
-        self._batches, self._orders = batches, orders
-
-    def __next__(self) -> Batch:
-        batch = next(self._batches)
-        self._orders.batch = batch_digest(batch)  # now: forward may write to it
-        return batch
-
-    def position(self) -> dict[str, Any] | None:
-        return self._batches.position()
-
-    def close(self) -> None:
-        self._batches.close()
