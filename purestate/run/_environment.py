@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from purestate.core._version import VERSION
+from purestate.run._memory import keep_freed
 
 __all__ = ["VERSION", "environment", "prepare"]
 
@@ -38,13 +39,16 @@ def environment(device: torch.device, *loaders: Any) -> dict[str, Any]:
 
 
 def prepare(device: torch.device) -> None:
-    """Make deterministic algorithms possible on a device, before it is first used.
+    """Make deterministic algorithms possible on a device, before it is first used, and steps on the CPU fast.
 
     Effects:
+        On the CPU, see `purestate.run._memory.keep_freed`.
         On CUDA, sets ``CUBLAS_WORKSPACE_CONFIG`` for this process where it is not set: without it cuBLAS may sum in another
         order each time, and torch refuses to go on
         (https://docs.nvidia.com/cuda/cublas/index.html#results-reproducibility).
     """
+    if device.type == "cpu":
+        keep_freed()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
