@@ -10,9 +10,9 @@ from __future__ import annotations
 import ast
 import sys
 from types import CodeType
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
-__all__ = ["bytecode", "syntax"]
+__all__ = ["bytecode", "documented", "syntax"]
 
 _NOT_MEANING = frozenset({"ctx", "kind", "type_comment"})
 _WITH_DOCSTRING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
@@ -47,7 +47,7 @@ def _write(node: ast.AST, out: list[str]) -> None:
             value = getattr(node, field, None)
             if value is None or value == [] or field in _NOT_MEANING:
                 continue
-            if field == "body" and isinstance(node, _WITH_DOCSTRING) and _is_docstring(value[0]):
+            if field == "body" and documented(node):
                 value = value[1:]
             out.append(f"{field}=")
             if isinstance(value, list):
@@ -70,8 +70,10 @@ def _write_list(items: list[Any], out: list[str]) -> None:
     out.append("]")
 
 
-def _is_docstring(statement: ast.stmt) -> bool:
-    value = statement.value if isinstance(statement, ast.Expr) else None
+def documented(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module]:
+    """Return whether a node is a definition or module whose first statement is a docstring."""
+    first = node.body[0] if isinstance(node, _WITH_DOCSTRING) and node.body else None
+    value = first.value if isinstance(first, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 

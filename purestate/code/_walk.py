@@ -12,16 +12,17 @@ import functools
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, ClassVar, cast
 
-from purestate.code._class import class_attributes, made_of_user_code, slots
+from purestate.code._class import class_attributes, made_of_user_code, slots, written_over
 from purestate.code._content import DECLARES, content
 from purestate.code._package import Package, importable_name, module_file, package_of_file, package_of_module
 from purestate.code._source import Reference, code_digest, file_digest, file_imports, references
+from purestate.code._text import note
 from purestate.core._hash import canonical_json, scalar_hash
 from purestate.errors import FingerprintError
 
@@ -77,6 +78,7 @@ class Walker:
         self._taken: dict[str, int] = {}
         self._open: dict[int, int] = {}
         self._globals: dict[tuple[int, str], Json] = {}
+        self._seen: set[int] = set()
         self._alive: list[object] = []
 
     def alone(self) -> Walker:
@@ -185,7 +187,7 @@ class Walker:
         name, new = self._name(fn, fn.__qualname__)
         if new:
             self._path.append(name)
-            self.parts[name] = scalar_hash(self._function_content(fn, name))[:32]
+            self.parts[name] = note(self._function_content(fn, name))
             self._path.pop()
         return {"code": name}
 
@@ -259,14 +261,24 @@ class Walker:
         package = package_of_module(cls.__module__)
         if package is not None:
             self._installed(package)
+            self.written_over(cls)
             if not made_of_user_code(cls):
                 return {"class": f"{cls.__module__}.{cls.__qualname__}"}
         name, new = self._name(cls, cls.__qualname__)
         if new:
             self._path.append(name)
-            self.parts[name] = scalar_hash(self._class_content(cls, name))[:32]
+            self.parts[name] = note(self._class_content(cls, name))
             self._path.pop()
         return {"code": name}
+
+    def written_over(self, owner: type[Any] | ModuleType) -> None:
+        """Note what the user wrote over in an installed class, in those that it derives from, or in an installed module."""
+        for part in owner.__mro__ if isinstance(owner, type) else (owner,):
+            if id(part) in self._seen:
+                continue
+            self._seen.add(id(part))
+            for name, value in written_over(part) if package_of_module(_module_of(part)) is not None else ():
+                self.parts[name] = self.inner(name, value)
 
     def _class_content(self, cls: type[Any], name: str) -> Json:
         fields, options = vars(cls).get("__dataclass_fields__"), vars(cls).get("__dataclass_params__")
@@ -280,7 +292,10 @@ class Walker:
         }
 
     def _field(self, key: str, field: Any) -> Json:
-        return {"name": key, **{option: self.inner(f"{key}.{option}", getattr(field, option)) for option in _FIELD_OPTIONS}}
+        told = {"name": key, **{option: self.inner(f"{key}.{option}", getattr(field, option)) for option in _FIELD_OPTIONS}}
+        kind = field._field_type.name  # '_FIELD', or what ClassVar and InitVar make of it
+        told |= {} if kind == "_FIELD" else {"kind": kind}
+        return {**told, "metadata": self.inner(f"{key}.metadata", dict(field.metadata))} if field.metadata else told
 
     def _attribute(self, owner: str, key: str, value: Any) -> Json:
         if isinstance(value, FunctionType | type | property | classmethod | staticmethod):
@@ -302,11 +317,19 @@ class Walker:
         owner = getattr(fn, "__self__", None)
         cls = getattr(fn, "__objclass__", None) or (owner if isinstance(owner, type) else type(owner))
         module = getattr(fn, "__module__", None) or (owner.__name__ if isinstance(owner, ModuleType) else cls.__module__)
-        self.installed_module(module)
         name = {"builtin": f"{module}.{getattr(fn, '__qualname__', None) or fn.__name__}"}
-        if owner is None or isinstance(owner, ModuleType | type) or type(owner).__module__ == "torch._C":
+        if not self.installed_module(module):
+            name["file"] = self._extension(module)
+        if isinstance(owner, type):
+            return name if package_of_module(owner.__module__) is not None else {**name, "self": self._class(owner)}
+        if owner is None or isinstance(owner, ModuleType) or type(owner).__module__ == "torch._C":
             return name
         return {**name, "self": self.inner("__self__", owner)}
+
+    def _extension(self, module: str) -> Json:
+        """Describe a compiled module of the user by the bytes of its file."""
+        filename = getattr(sys.modules.get(module), "__file__", None)
+        return None if filename is None else file_digest(filename)
 
     def _partial(self, partial: functools.partial[Any]) -> Json:
         return {
@@ -314,7 +337,18 @@ class Walker:
             "args": [self.inner(i, value) for i, value in enumerate(partial.args)],
             "keywords": {key: self.inner(key, value) for key, value in sorted(partial.keywords.items())},
             "class": self.class_name(type(partial)),
+            **self._hung(partial),
         }
+
+    def _cached(self, fn: Any) -> Json:
+        wrapped: dict[str, Any] = getattr(fn.__wrapped__, "__dict__", {})
+        copied = {key for key, value in vars(fn).items() if wrapped.get(key, fn) is value}
+        return {"cached": self.inner("__wrapped__", fn.__wrapped__), **self._hung(fn, copied | {"__wrapped__", "cache_parameters"})}
+
+    def _hung(self, fn: Any, known: Collection[str] = ()) -> dict[str, Json]:
+        """Describe attributes that somebody gave to a callable."""
+        hung = {key: self.inner(key, value) for key, value in sorted(vars(fn).items()) if key not in known}
+        return {"attributes": hung} if hung else {}
 
     def _module(self, module: ModuleType) -> Json:
         """Describe a Python module that is used as a value: nobody knows which of its names will be read."""
@@ -352,9 +386,13 @@ class Walker:
         (_Installed, lambda walker, found: {"installed": found.name}),
         (functools.partial, _partial),
         (ModuleType, _module),
-        (type(functools.lru_cache(len)), lambda walker, fn: {"cached": walker.inner("__wrapped__", fn.__wrapped__)}),
+        (type(functools.lru_cache(len)), _cached),
         (functools.cached_property, lambda walker, fn: {"cached property": walker.inner("func", fn.func)}),
     )
+
+
+def _module_of(owner: type[Any] | ModuleType) -> str:
+    return owner.__module__ if isinstance(owner, type) else owner.__name__
 
 
 def _cells(fn: FunctionType) -> dict[str, Any]:
