@@ -725,14 +725,21 @@ def unpack(data: bytes, most: int) -> bytes:
         while at < len(data):
             at = _frame(data, at, out, most)
     except (IndexError, ValueError, KeyError, OverflowError):
-        raise BadBytesError("what Zstandard packed is damaged") from None
+        raise BadBytesError(_DAMAGED) from None
     return bytes(out)
+
+
+def _sound(fine: bool) -> None:
+    if not fine:
+        raise BadBytesError(_DAMAGED)
+
+
+_DAMAGED = "what Zstandard packed is damaged"
 
 
 def _frame(data: bytes, at: int, out: bytearray, most: int) -> int:
     flags = data[at + 4]
-    if data[at : at + 4] != b"\x28\xb5\x2f\xfd" or flags & 11:
-        raise BadBytesError("it is packed in another way than by Zstandard")
+    _sound(data[at : at + 4] == b"\x28\xb5\x2f\xfd" and not flags & 11)
     single, size = flags >> 5 & 1, flags >> 6
     at += 5 + (not single) + ((1 << size) if size else single)
     window, tables = _Window(out, len(out), most), _Tables()
@@ -742,8 +749,7 @@ def _frame(data: bytes, at: int, out: bytearray, most: int) -> int:
         last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
         block = data[at + 3 : at + 3 + (1 if kind == 1 else size)]
         at += 3 + (1 if kind == 1 else size)
-        if at > len(data) or kind == 3:
-            raise BadBytesError("a block of Zstandard is damaged")
+        _sound(at <= len(data) and kind < 3)
         if kind == 2:
             _block(block, window, tables)
         else:
@@ -766,8 +772,7 @@ class _Window:
     def again(self, offset: int, length: int) -> None:
         """Append bytes that are there, from so far back on; where they run out, they begin anew."""
         have = len(self._out)
-        if not 0 < offset <= have - self._start:
-            raise BadBytesError("a block of Zstandard is damaged")
+        _sound(0 < offset <= have - self._start)
         piece = bytes(self._out[have - offset : have - offset + length])
         self.add((piece * (length // len(piece) + 1))[:length] if len(piece) < length else piece)
 
@@ -778,8 +783,7 @@ class _Bits:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.left = 8 * len(data) - 9 + data[-1].bit_length()
-        if not data[-1]:
-            raise BadBytesError("a block of Zstandard is damaged")
+        _sound(data[-1] > 0)
 
     def peek(self, count: int) -> int:
         """Return the next bits; zeros behind the last one."""
@@ -830,8 +834,7 @@ def _fse_header(data: bytes, most: int) -> tuple[_Table, int]:
     """Return the table that is described, and in how many bytes."""
     bits = int.from_bytes(data[:512], "little")
     log, at = (bits & 15) + 5, 4
-    if log > most:
-        raise BadBytesError("a block of Zstandard is damaged")
+    _sound(log <= most)
     left, counts = 1 << log, list[int]()
     while left > 0 and len(counts) < 256:
         width = (left + 1).bit_length()
@@ -850,8 +853,7 @@ def _fse_header(data: bytes, most: int) -> tuple[_Table, int]:
             at += 2
             counts += [0] * more
             value = 1 if more == 3 and len(counts) < 256 else 0
-    if left or len(counts) > 256:
-        raise BadBytesError("a block of Zstandard is damaged")
+    _sound(left == 0 and len(counts) <= 256)
     return _fse(counts, log), (at + 7) // 8
 
 
@@ -907,8 +909,7 @@ def _sequences(bits: _Bits, count: int, literals: bytes, window: _Window, tables
         window.again(last[0], match)
         if i < count - 1:
             x, z, y = u + bits.read(p), w + bits.read(r), v + bits.read(q)
-        if bits.left < 0 or at > len(literals):
-            raise BadBytesError("a block of Zstandard is damaged")
+        _sound(bits.left >= 0 and at <= len(literals))
     window.add(literals[at:])
 
 
@@ -918,15 +919,13 @@ def _literals(data: bytes, tables: _Tables) -> tuple[bytes, int]:
     if kind < 2:
         at = (1, 2, 1, 3)[form]
         size = int.from_bytes(data[:at], "little") >> (3, 4, 3, 4)[form]
-        if size > 1 << 17 or (kind == 0 and at + size > len(data)):
-            raise BadBytesError("a block of Zstandard is damaged")
+        _sound(size <= 1 << 17 and (kind == 1 or at + size <= len(data)))
         return (data[at : at + 1] * size, at + 1) if kind else (data[at : at + size], at + size)
     at, width = ((3, 10), (3, 10), (4, 14), (5, 18))[form]
     sizes = int.from_bytes(data[:at], "little") >> 4
     size, packed = sizes & ((1 << width) - 1), sizes >> width
     body, used = data[at : at + packed], 0
-    if size > 1 << 17 or len(body) != packed:
-        raise BadBytesError("a block of Zstandard is damaged")
+    _sound(size <= 1 << 17 and len(body) == packed)
     if kind == 2:
         tables.huffman, used = _huffman(body)
     body = body[used:]
@@ -947,8 +946,7 @@ def _decoded(data: bytes, size: int, table: list[tuple[int, int]]) -> bytes:
         symbol, used = table[bits.peek(width)]
         bits.left -= used
         out.append(symbol)
-    if bits.left:
-        raise BadBytesError("a block of Zstandard is damaged")
+    _sound(bits.left == 0)
     return bytes(out)
 
 
@@ -965,8 +963,7 @@ def _huffman(data: bytes) -> tuple[list[tuple[int, int]], int]:
     total = sum(1 << weight >> 1 for weight in weights)
     width = total.bit_length()
     last = (1 << width) - total
-    if not total or width > 11 or last & (last - 1):
-        raise BadBytesError("a block of Zstandard is damaged")
+    _sound(total > 0 and width <= 11 and not last & (last - 1))
     weights.append(last.bit_length())
     found: list[tuple[int, int]] = []
     for weight in range(1, width + 1):
@@ -985,7 +982,7 @@ def _weights(bits: _Bits, table: _Table) -> list[int]:
         out.append(symbol)
         if bits.left < 0:
             return [*out, table[states[len(out) & 1]][0]]
-    raise BadBytesError("a block of Zstandard is damaged")
+    raise BadBytesError(_DAMAGED)
 
 
 _Codes = list[tuple[int, int]]
