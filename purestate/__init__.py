@@ -13,6 +13,7 @@ Import it as ``ps``::
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from purestate.core._version import VERSION as _VERSION
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from purestate.core._state import state_hash as state_hash
     from purestate.errors import PureStateError as PureStateError
     from purestate.errors import StaleRecordError as StaleRecordError
+    from purestate.interop._jax import from_jax as from_jax
+    from purestate.interop._jax import to_jax as to_jax
+    from purestate.interop._names import flatten as flatten
+    from purestate.interop._names import nest as nest
     from purestate.run import Checkpoint as Checkpoint
     from purestate.run import CheckpointInfo as CheckpointInfo
     from purestate.run import Curve as Curve
@@ -73,17 +78,21 @@ _LATER = {
     "Summary": "purestate.run",
     "averaged": "purestate.core._ema",
     "diff": "purestate.core._diff",
+    "flatten": "purestate.interop._names",
     "freeze": "purestate.core._edit",
+    "from_jax": "purestate.interop._jax",
     "init": "purestate.core._init",
     "make_loss": "purestate.core._pure",
     "make_step": "purestate.core._pure",
     "metric": "purestate.core._metrics",
     "metric_accuracy": "purestate.core._metrics",
     "metric_binaccuracy": "purestate.core._metrics",
+    "nest": "purestate.interop._names",
     "plot_metrics": "purestate.run",
     "set_lr": "purestate.core._edit",
     "setup": "purestate.run",
     "state_hash": "purestate.core._state",
+    "to_jax": "purestate.interop._jax",
     "to_module": "purestate.core._init",
     "tree_hash": "purestate.core._arrays",
     "unfreeze": "purestate.core._edit",
@@ -101,6 +110,10 @@ def __getattr__(name: str) -> Any:
         found = import_module(_MODULES[name])
     else:
         raise AttributeError(f"module 'purestate' has no attribute {name!r}")
+    if sys.modules.get("jax"):  # whoever has it may give it states; who imports it later calls `to_jax` first
+        from purestate.interop._load import load_jax
+
+        load_jax(name)
     globals()[name] = found  # asked for once
     return found
 

@@ -55,7 +55,7 @@ def array_hash(value: Any, name: str = "") -> str:
     if isinstance(value, torch.Tensor):
         return leaf_hash(value)
     if not hasattr(value, "__array__"):
-        what = "a dict: flatten it, joining names with '.'" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+        what = "a dict: give ps.flatten(tree)" if isinstance(value, Mapping) else f"a {type(value).__name__}"
         raise UnsupportedError(f"tree_hash: expected an array at {name!r}, got {what}.")
     array = np.asarray(value)
     if array.dtype.name not in _DTYPES:

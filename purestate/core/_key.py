@@ -95,6 +95,11 @@ class Key:
         """The words as one 64-bit integer, to seed a generator with."""
         return self.hi << 32 | self.lo
 
+    @property
+    def words(self) -> np.ndarray:
+        """The words as a uint32 array: ``jax.random.wrap_key_data(key.words)`` is the same key in JAX."""
+        return np.array([self.hi, self.lo], np.uint32)
+
     def seeds(self, start: int, stop: int) -> np.ndarray:
         """Return ``[self.fold_in(i).seed for i in range(start, stop)]`` as a uint64 array, 300 times faster."""
         lo = np.arange(start, stop, dtype=np.uint64).astype(np.uint32)  # modulo 2**32, as `fold_in` takes it

@@ -23,7 +23,18 @@ from purestate.core._recipe import Recipe
 from purestate.core._tree import LeafSpec, Leaves, check_same_names, spec_of
 from purestate.errors import FrozenStateError, MutatedStateError, SetupError, StateError, UnsupportedError
 
-__all__ = ["COMPONENTS", "SUBTREES", "Counters", "Origin", "State", "component_digest", "require", "state_hash"]
+__all__ = [
+    "COMPONENTS",
+    "SUBTREES",
+    "Counters",
+    "Origin",
+    "State",
+    "component_digest",
+    "flatten_state",
+    "require",
+    "state_hash",
+    "unflatten_state",
+]
 
 SUBTREES = ("params", "frozen", "buffers")
 """The parts of a state that are a module's tensors: what `purestate.core._module.take_apart` gives."""
@@ -446,12 +457,14 @@ class _Meta:
         return hash(self.structure)
 
 
-def _flatten(state: State) -> tuple[list[dict[str, torch.Tensor]], _Meta]:
+def flatten_state(state: State) -> tuple[list[dict[str, torch.Tensor]], _Meta]:
+    """Return the parts that have tensors, and what makes a state of such parts again. For whoever knows pytrees."""
     parts = state._leaves()
     return [dict(leaves) for leaves in parts.values()], _Meta(state, tuple(parts))
 
 
-def _unflatten(meta: _Meta, children: Any) -> State:
+def unflatten_state(meta: _Meta, children: Any) -> State:
+    """Return the state with other tensors in the parts that `flatten_state` returned."""
     new = dict(zip(meta.structure, children, strict=True))
     fields: dict[str, Any] = {}
     for name, tensors in new.items():
@@ -467,8 +480,8 @@ def _unflatten(meta: _Meta, children: Any) -> State:
 # optree's types know collections only, and its name for the namespace of everybody is not exported
 cast("Any", optree).register_pytree_node(
     State,
-    lambda state: (*_flatten(state), None),
-    _unflatten,
+    lambda state: (*flatten_state(state), None),
+    unflatten_state,
     namespace=cast("Any", optree).registry.__GLOBAL_NAMESPACE,
 )
-torch_pytree.register_pytree_node(State, _flatten, lambda children, meta: _unflatten(meta, children))
+torch_pytree.register_pytree_node(State, flatten_state, lambda children, meta: unflatten_state(meta, children))
