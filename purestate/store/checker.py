@@ -57,22 +57,11 @@ _RECORD = re.compile(
 _SEALED = re.compile(rb'\{"digest":"([0-9a-f]{64})",(.*\})', re.DOTALL)
 _NAMES_NOTHING = {"checkpoint", "train", "epoch", "drop", "reset", "accept", "alias"}
 _READERS = {"evaluate", "find_lr", "predict"}
-_ZARR = {
-    "bool": "|b1",
-    "uint8": "|u1",
-    "int8": "|i1",
-    "uint16": "<u2",
-    "int16": "<i2",
-    "uint32": "<u4",
-    "int32": "<i4",
-    "uint64": "<u8",
-    "int64": "<i8",
-    "float16": "<f2",
-    "float32": "<f4",
-    "float64": "<f8",
-    "complex64": "<c8",
-    "complex128": "<c16",
-}
+_ZARR = (
+    {"bool": "|b1", "uint8": "|u1", "int8": "|i1", "uint16": "<u2", "int16": "<i2", "uint32": "<u4", "int32": "<i4"}
+    | {"uint64": "<u8", "int64": "<i8", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
+    | {"complex64": "<c8", "complex128": "<c16"}
+)
 """How dtypes are written in the description of an array (zarr 2); those that numpy lacks by their names."""
 _WIDTH = {
     **{name: int(text[2:]) for name, text in _ZARR.items()},
