@@ -13,6 +13,7 @@ from typing import Any
 
 from purestate.core._guard import GuardMode, check_guard
 from purestate.core._metrics import Metric, as_metrics
+from purestate.core._own import OwnStep, check_own
 from purestate.core._state import State, require
 from purestate.errors import SetupError
 from purestate.run._answers import Curve, EpochView, Summary
@@ -26,6 +27,8 @@ from purestate.run._progress import Progress
 from purestate.run._readers import Reader, ask_evaluate, ask_find_lr, ask_predict
 from purestate.run._retain import checked
 from purestate.run._select import Selection
+from purestate.run._trace import Level
+from purestate.run._trace import checked as checked_trace
 from purestate.run._training import Training
 
 __all__ = ["Checkpoint"]
@@ -108,6 +111,8 @@ class Checkpoint(Logged):
         progress: bool = True,
         profile: bool = False,
         guard: GuardMode = "first",
+        trace: Level | None = None,
+        step: OwnStep | None = None,
     ) -> State:
         """Train a state, or return what the log holds.
 
@@ -141,6 +146,16 @@ class Checkpoint(Logged):
             guard: At which steps it is looked whether forward, loss and metrics move what is in no state: an attribute, a
                 global variable, a generator of their own. ``'first'``: the first three, the first of other shapes, and some in
                 epochs 2, 4, 8, and so on. ``'always'``: each, which then runs twice and uncaptured. ``'off'``: none.
+            trace: What is noted of the epochs that are computed, for `purestate bisect` and `purestate diff`: ``'epoch'``: the
+                hash of every leaf, and one of the batches in their order; ``'step'``: of each step too, which takes about as
+                long as hashing the state. Of epochs that are recorded without, nothing is computed for it.
+            step: Takes the steps in our place: a pure function ``(state, batch) -> (state, metrics)``, such as `make_step` and
+                `jax_step` return. Gradient, optimizer, schedulers and clipping are its business; `state` needs neither a
+                loss nor an optimizer then, but for a `val_dl` a loss. It draws from torch's generators, which are seeded for
+                each step, or from ``state.key`` and ``state.counters.step``; the key and the counters are advanced by us.
+                What it returns has the names, shapes and dtypes of what it was given; an optimizer may come with the first
+                step. Its metrics are numbers or 0-d tensors, means over the batch, and become ``train_<name>``; those of
+                `metrics` are computed in validation. Its code and what it holds are part of the question.
 
         Returns:
             The new state. From the log its bytes are read when somebody looks.
@@ -151,6 +166,7 @@ class Checkpoint(Logged):
             NonFiniteLossError: The loss became nan or infinite; the finished epochs are recorded.
             ImpurityError: A step moved what is in no state, or depends on such; names it and the ways to declare it.
             MutatedStateError: A leaf of ``state`` was changed in place.
+            TreeMismatchError: What ``step`` returned does not go on from what it was given; names the leaf.
             ReplayError: An epoch that had to be computed again, as after a kill, is not what was recorded.
             StoreLockedError: Another process is writing this checkpoint.
 
@@ -162,8 +178,10 @@ class Checkpoint(Logged):
         began = time.perf_counter()
         bars = Progress(f"{self.id} train", epochs, shown=progress, epochs=on_epoch is None)
         cadence = Cadence(resume_every, resume_budget)
-        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence)
-        call.guard = check_guard(guard, "train")
+        call = self._training(
+            state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence, step
+        )
+        call.guard, call.trace = check_guard(guard, "train"), checked_trace(trace, "train")
         if profile:
             call.profile = Profile(state.device, train_dl)
         stream = call.run()
@@ -196,6 +214,8 @@ class Checkpoint(Logged):
         resume_every: str | None = None,
         resume_budget: float = 0.02,
         guard: GuardMode = "first",
+        trace: Level | None = None,
+        step: OwnStep | None = None,
     ) -> Iterator[EpochView]:
         """Train as `train` does, as a stream of epochs. Leaving the loop early ends the op at that epoch.
 
@@ -213,6 +233,8 @@ class Checkpoint(Logged):
             resume_every: As for `train`.
             resume_budget: As for `train`.
             guard: As for `train`.
+            trace: As for `train`.
+            step: As for `train`.
 
         Yields:
             The evaluation before the first epoch as number 0 (with ``val_dl``), then each epoch, recorded ones first.
@@ -221,8 +243,10 @@ class Checkpoint(Logged):
         began = time.perf_counter()
         bars = Progress(f"{self.id} train", epochs, shown=False)
         cadence = Cadence(resume_every, resume_budget)
-        call = self._training(state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence)
-        call.guard = check_guard(guard, "epochs")
+        call = self._training(
+            state, train_dl, val_dl, epochs, watch, load_best, patience, warmup, metrics, keep, bars, cadence, step
+        )
+        call.guard, call.trace = check_guard(guard, "epochs"), checked_trace(trace, "epochs")
         try:
             yield from call.run()
         finally:
@@ -316,17 +340,20 @@ class Checkpoint(Logged):
         keep: Policy | None,
         progress: Progress,
         cadence: Cadence,
+        step: OwnStep | None,
     ) -> Training:
-        require(state, "loss", "train")
-        require(state, "optimizer", "train")
+        for part in ("loss", "optimizer") if step is None else ("template",):
+            require(state, part, "train")
         state.check()
         selection = Selection(epochs, watch, load_best, patience)
         if type(warmup) is not int or warmup < 0:
             raise SetupError(f"train: warmup must be an integer of at least 0, got {warmup!r}.", argument="warmup")
         known = as_metrics(metrics)
+        if step is not None:
+            check_own(step, state, validated=val_dl is not None, metrics=known, warmup=warmup)
         names = ["loss", *(metric.name for metric in known)]
         selection.must_fit(names, validated=val_dl is not None)
-        ask = partial(ask_train, state, train_dl, val_dl, metrics=known, warmup=warmup, watch=watch)
+        ask = partial(ask_train, state, train_dl, val_dl, metrics=known, warmup=warmup, watch=watch, step=step)
         return Training(
             ledger=self._ledger,
             state=state,
@@ -336,6 +363,7 @@ class Checkpoint(Logged):
             selection=selection,
             metrics=known,
             warmup=warmup,
+            step=step,
             notify=self._notify,
             progress=progress,
             cadence=cadence,

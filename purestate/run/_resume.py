@@ -18,6 +18,7 @@ import torch
 
 from purestate.core._component import Component
 from purestate.core._metrics import Metric, Sums
+from purestate.core._own import Means
 from purestate.core._plain import decode, encode
 from purestate.core._position import Position
 from purestate.core._state import COMPONENTS, SUBTREES, Counters, State
@@ -42,12 +43,14 @@ class Resumed:
         states: States after epochs, by their number.
         position: The middle of an epoch; None where the point was taken at the end of one.
         seconds: How long that epoch had taken.
+        trace: What `Tracer.plain` told there; None where nobody traced it.
         damaged: What is wrong with newer points.
     """
 
     states: dict[int, State] = field(default_factory=dict[int, State])
     position: Position | None = None
     seconds: float = 0.0
+    trace: Any = None
     damaged: list[StoreError] = field(default_factory=list[StoreError])
 
 
@@ -62,6 +65,7 @@ class ResumePoints:
         cadence: When they are due.
         stop: Signals that wait for the end of a step.
         notify: Told where the op was left.
+        trace: What is noted so far of an epoch, as JSON; None where nothing is.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class ResumePoints:
         cadence: Cadence,
         stop: Deferred,
         notify: Callable[[str], None],
+        trace: Callable[[], Any] = lambda: None,
     ) -> None:
         self._ledger, self._train, self._input = ledger, train, state
+        self._trace_so_far = trace
         self._metrics, self._cadence, self._stop, self._notify = metrics, cadence, stop, notify
         self._copy: _Copy | None = None
         self._best: tuple[int, State] | None = None
@@ -97,6 +103,7 @@ class ResumePoints:
             found.states = {int(n): self._of_epoch(int(n), json, trees) for n, json in body["states"].items()}
             if "position" in body:
                 found.position, found.seconds = self._position(body["position"], trees), float(body["seconds"])
+                found.trace = body["position"].get("trace")
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, PureStateError) as error:
             reason = f"{type(error).__name__}: {error}"
             found.damaged.append(CorruptItemError(f"A resume point of checkpoint {self._ledger.id!r} holds no state: {reason}"))
@@ -206,6 +213,8 @@ class ResumePoints:
         else:
             place = {"n": found.n, "batch": found.batch, "batches": found.batches, "feed": found.feed}
             body["position"] = place | {"lr": encode(found.lr)}
+            if (trace := self._trace_so_far()) is not None:
+                body["position"]["trace"] = trace
             body["position"]["state"] = self._taken(found.state, trees)
             body["seconds"] = time.monotonic() - self._began
         if self._best is not None and str(self._best[0]) not in body["states"]:
@@ -270,7 +279,8 @@ class ResumePoints:
             raise ValueError("there is no such place in an epoch.")
         if not isinstance(json["feed"], dict | None):
             raise TypeError("where the loader was is no object.")
-        sums = Sums.from_plain(decode(json["sums"]), self._metrics, self._input.device)
+        plain = decode(json["sums"])
+        sums = (Means if "names" in plain else Sums).from_plain(plain, self._metrics, self._input.device)
         return Position(n, batch, batches, json["feed"], sums, [float(lr) for lr in decode(json["lr"])], state)
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from purestate.core._guard import GuardMode
 from purestate.core._metrics import Metric
+from purestate.core._own import OwnStep
 from purestate.core._state import State
-from purestate.run._answers import EpochView, Summary, as_history
+from purestate.run._answers import EpochView, Summary, as_history, counted
 from purestate.run._cadence import Cadence
 from purestate.run._chain import Chain, RecordLike, Trajectory
 from purestate.run._ledger import Ledger
@@ -23,6 +24,7 @@ from purestate.run._question import Question
 from purestate.run._retain import lacking
 from purestate.run._select import Choice, Selection, choose
 from purestate.run._stale import check_appendable
+from purestate.run._trace import Level, untraced
 
 if TYPE_CHECKING:
     from purestate.run._resume import Resumed
@@ -49,6 +51,8 @@ class Training:
         profile: Adds up where the time goes, if anybody asks.
         keep: Which epochs are kept beside the last and the best.
         guard: At which steps impurities are looked for. Selects no bits.
+        step: What takes the steps in the place of ours.
+        trace: How much is noted of epochs that are computed.
     """
 
     ledger: Ledger
@@ -65,6 +69,8 @@ class Training:
     profile: Profile | None = None
     keep: Policy | None = None
     guard: GuardMode = "first"
+    step: OwnStep | None = None
+    trace: Level | None = None
     result: State | None = None
     computed: int = 0
     """How many epochs this call computed."""
@@ -121,7 +127,11 @@ class Training:
 
     def answer(self, train: Trajectory, record: RecordLike, state: State) -> None:
         """Set ``result``: a state that knows the record which it is the answer of."""
-        self.result = state.answered(self.ledger.parent(train, record, state.hash, record.body["last"]))
+        last = record.body["last"]
+        self.result = state.answered(self.ledger.parent(train, record, state.hash, last))
+        if self.trace is not None and (missing := untraced(train, self.trace, last)):
+            which = counted(len(missing), "epoch")
+            self.notify(f"{which} of {last} recorded without trace={self.trace!r}. Nothing was computed again for it.")
 
     def recorded(self, train: Trajectory, last: int) -> Iterator[EpochView]:
         """Yield epochs from their records, those up to ``last`` that were not yielded yet."""

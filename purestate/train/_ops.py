@@ -14,6 +14,7 @@ from purestate.run import Checkpoint, Curve, EpochView, setup
 from purestate.run._checkpoint import MetricLike
 from purestate.run._policy import Policy
 from purestate.run._setup import SetupOptions
+from purestate.run._trace import Level
 from purestate.train._said import Lines, TrainHistory
 
 __all__ = ["Reads", "Trains", "advice"]
@@ -141,6 +142,7 @@ class Trains(Reads):
         resume_budget: float = 0.02,
         progress: bool = True,
         guard: GuardMode = "first",
+        trace: Level | None = None,
     ) -> TrainHistory:
         """Train, or return what the log holds; the lines that are printed are the same.
 
@@ -162,6 +164,8 @@ class Trains(Reads):
             progress: Whether bars are shown while something is computed, in a terminal or a notebook.
             guard: When it is looked whether forward, loss and metrics move what belongs to no state: ``'first'`` in the first
                 steps, ``'always'`` in each, ``'off'`` never. See `purestate.run.Checkpoint.train`.
+            trace: What is noted of epochs that are computed: the hash of every leaf (``'epoch'``), and that of each step
+                (``'step'``). See `purestate.run.Checkpoint.train`.
 
         Returns:
             Lists: ``epoch`` (numbers over the life of the model), ``train_loss``, ``val_loss``, …; and ``log``.
@@ -200,6 +204,7 @@ class Trains(Reads):
                 resume_budget=resume_budget,
                 progress=progress,
                 guard=guard,
+                trace=trace,
             )
         self._took(new)
         assert ck.last is not None
