@@ -51,6 +51,8 @@ def note(content: Json) -> str:
 def pieces(values: Iterable[Any]) -> set[str]:
     """Return the digests among some values of which the text is at hand, and those that are inside of these.
 
+    A description that reaches no code of the user has none: its name and the version of its package say all.
+
     Args:
         values: Those of a question, for example. What is no digest is passed over.
     """
@@ -58,11 +60,14 @@ def pieces(values: Iterable[Any]) -> set[str]:
     left = [value for value in values if isinstance(value, str)]
     while left:
         digest = left.pop()
-        if digest not in found and (digest in _contents or digest in _files):
-            found.add(digest)
-            content = _contents.get(digest)
-            if isinstance(content, list):  # a description: itself, its parts, its packages
-                left += [value for value in content[1].values() if isinstance(value, str)]
+        if digest in found or not (digest in _contents or digest in _files):
+            continue
+        content = _contents.get(digest)
+        if isinstance(content, list):  # a description: itself, its parts, its packages
+            left += [value for value in content[1].values() if isinstance(value, str)]
+            if not content[1]:
+                continue
+        found.add(digest)
     return found
 
 

@@ -21,6 +21,7 @@ from purestate.errors import ReplayError
 from purestate.run._again import stream
 from purestate.run._answers import EpochView
 from purestate.run._chain import Trajectory
+from purestate.run._code import of_train
 from purestate.run._environment import environment, prepare
 from purestate.run._memory import give_back
 from purestate.run._question import changes
@@ -29,6 +30,7 @@ from purestate.run._retain import Retention
 from purestate.run._signals import Deferred
 from purestate.run._snapshot import Items, snapshot
 from purestate.run._stale import accepted, check_appendable
+from purestate.run._tracer import Tracer
 from purestate.run._training import Training
 
 __all__ = ["Computation"]
@@ -46,6 +48,7 @@ class Computation:
         self._live: ops.Epoch | None = None
         self._stop = Deferred()
         self._resumed: dict[str, Any] | None = None
+        self._tracer = None if call.trace is None else Tracer(call.trace)
         self._lap: Callable[[str], object] = call.profile.lap if call.profile is not None else lambda phase: None
 
     def run(self) -> Iterator[EpochView]:
@@ -113,7 +116,8 @@ class Computation:
 
     def _points(self, train: Trajectory) -> ResumePoints:
         call = self._call
-        return ResumePoints(self._ledger, train, call.state, call.metrics, call.cadence, self._stop, call.notify)
+        so_far = (lambda: None) if self._tracer is None else self._tracer.plain
+        return ResumePoints(self._ledger, train, call.state, call.metrics, call.cadence, self._stop, call.notify, so_far)
 
     def _tell_what_moved(self) -> None:
         """Ask again: what the op itself moved (a cache in a dataset, a global generator) makes the next question another."""
@@ -253,14 +257,18 @@ class Computation:
         call = self._call
         self._must_begin_alike(train)
         position = self._position(train, start, stop)
+        more: dict[str, Any] = {"keeper": points, "lap": self._lap}
+        if points is not None and self._tracer is not None:
+            self._tracer.begin(position, self._found.trace)
+            more |= {"keeper": self._tracer.keeper(points), "on_batch": self._tracer.on_batch}
         if position is None:
             state = call.state if start == 0 else call.state_at(train, start)
-            return stream(call, state, start, keeper=points, lap=self._lap)
-        before = self._found.seconds
-        return stream(call, position.state, position.n - 1, position=position, seconds=before, keeper=points, lap=self._lap)
+            return stream(call, state, start, **more)
+        return stream(call, position.state, position.n - 1, position=position, seconds=self._found.seconds, **more)
 
     def _record(self, train: Trajectory, epoch: ops.Epoch, seconds: float) -> bool:
         """Record an epoch, or hold it against its record. Returns whether it is new."""
+        trace = {} if self._tracer is None else {"trace": self._tracer.take(epoch)}
         if epoch.n in train.epochs:
             self._must_be_recorded(train, epoch)
             return False
@@ -270,6 +278,7 @@ class Computation:
         body = {
             "of": train.start.seq,
             "n": epoch.n,
+            **trace,
             "epoch": epoch.epoch,
             "metrics": encode(epoch.metrics),
             "lr": epoch.lr,
@@ -346,6 +355,7 @@ class Computation:
         }
         if not train.done and call.state.origin.parent is None:
             body["input"] = keep(call.state)
-        self._ledger.put(items)
-        record = self._ledger.append("done", body)
+        code, texts = of_train(self._ledger, train.question)
+        self._ledger.put(items | texts)
+        record = self._ledger.append("done", body | code)
         call.answer(train, record, out)

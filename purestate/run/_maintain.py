@@ -10,6 +10,7 @@ from typing import Any
 
 from purestate.errors import FormatVersionError
 from purestate.run._chain import READERS, RecordLike, as_recorded
+from purestate.run._named import code_of
 from purestate.run._named import items_of as items_of_snapshot
 from purestate.store._backend import Backend
 
@@ -118,7 +119,8 @@ def _states(record: RecordLike) -> Iterator[tuple[str | None, Mapping[str, str]]
             item = body["item"]
             if item is not None and type(item) is not str:
                 raise TypeError(f"{item!r} is no digest")
-            yield None, {} if item is None else {item: f"the answer of {kind}"}
+            answer = {} if item is None else {item: f"the answer of {kind}"}
+            yield None, answer | _code(body, kind)
         elif kind == "root":
             yield _state(body["state"], "the initial state")
         elif kind == "done":
@@ -127,6 +129,7 @@ def _states(record: RecordLike) -> Iterator[tuple[str | None, Mapping[str, str]]
                 yield _state(kept, f"epoch {n}")
             if "input" in body:
                 yield _state(body["input"], "the input")
+            yield None, _code(body, "train")
         elif kind == "keep":
             yield _state(body["state"], f"epoch {body['n']}")
         elif kind not in _NOTHING:
@@ -143,6 +146,10 @@ def _state(snapshot: Mapping[str, Any], whose: str) -> tuple[str, dict[str, str]
     if type(snapshot["hash"]) is not str:
         raise TypeError("there is a hash that is none")
     return snapshot["hash"], {digest: f"{part} of {whose}" for digest, part in items_of_snapshot(snapshot).items()}
+
+
+def _code(body: Mapping[str, Any], whose: str) -> dict[str, str]:
+    return dict.fromkeys(code_of(body), f"the source text of {whose}")
 
 
 def _begun(record: RecordLike) -> int:

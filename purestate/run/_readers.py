@@ -22,14 +22,16 @@ from purestate.run._answers import Curve
 from purestate.run._ask import ask_reader
 from purestate.run._chain import RecordLike
 from purestate.run._environment import environment, prepare
+from purestate.run._explain import why
 from purestate.run._ledger import Ledger
+from purestate.run._mode import auditor, mode_of, refuse
 from purestate.run._question import Question
 from purestate.run._setup import setup
 
 if TYPE_CHECKING:
     from purestate.core._batch import Feed
 
-__all__ = ["Reader", "ask_evaluate", "ask_find_lr", "ask_predict"]
+__all__ = ["Reader", "ask_evaluate", "ask_find_lr", "ask_predict", "item_of"]
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,39 @@ class Reader:
     def answer(self, ledger: Ledger) -> tuple[Any, bool]:
         """Return the answer, and whether it came from the log.
 
+        Raises:
+            OfflineError: It is not in the log, and the mode is ``offline``.
+            AuditError: The mode is ``audit``, and it differs, or is not in the log.
+
         Effects:
             A record, and an item for tensors, if it was computed.
         """
-        if (record := ledger.refresh().readers.get(self.question.digest)) is not None:
+        record, asked = ledger.refresh().readers.get(self.question.digest), mode_of(ledger.backend)
+        if asked == "audit":
+            auditor().reader(self, ledger, record)
+        if record is not None:
             return self._recorded(ledger, record), True
+        if asked != "record":
+            refuse(ledger, self.name, why(self.question, ledger.chain))
         prepare(self.state.device)
         with ledger.writing() as chain:
             if (record := chain.readers.get(self.question.digest)) is not None:  # made while we waited for the lock
                 return self._recorded(ledger, record), True
             answer, tensors = self.compute()
-            digest = tree_hash({name: leaf_hash(tensor) for name, tensor in tensors.items()}) if tensors else None
+            digest = item_of(tensors)
             if digest is not None:
                 ledger.put({digest: tensors})
-            ledger.append(
-                self.name,
-                {
-                    "question": self.question.json(),
-                    "input": self.state.hash,
-                    "answer": answer,
-                    "item": digest,
-                    "environment": environment(self.state.device),
-                },
-            )
+            question = self.question.json()
+            body = {
+                "question": question,
+                "input": self.state.hash,
+                "answer": answer,
+                "item": digest,
+                "environment": environment(self.state.device),
+            }
+            from purestate.run._code import of_reader
+
+            ledger.append(self.name, body | of_reader(ledger, question))
         return self.unpack(answer, tensors), False
 
     def _recorded(self, ledger: Ledger, record: RecordLike) -> Any:
@@ -87,6 +99,11 @@ class Reader:
         if isinstance(value, dict) and self.name == "evaluate":
             return value
         return {"suggestion": value.suggestion} if isinstance(value, Curve) and value.suggestion is not None else {}
+
+
+def item_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the name of the item that holds the tensors of an answer; None for an answer without."""
+    return tree_hash({name: leaf_hash(tensor) for name, tensor in tensors.items()}) if tensors else None
 
 
 def ask_evaluate(state: State, loader: Any, metrics: Sequence[Metric], guard: GuardMode) -> Reader:
