@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import purestate as ps
 import purestate.run._compute
+from purestate.errors import CheckpointNotFoundError
 from purestate.store._disk import DiskBackend
 from purestate.store._layout import RESUME_META
 from purestate.store._record import unseal
@@ -94,7 +95,7 @@ def samples_left(path: Path) -> int:
     """Return how many samples a run has to load that goes on from what is in a store, at most."""
     try:
         log = DiskBackend(path).log("a", must_exist=True)
-    except ps.CheckpointNotFoundError:
+    except CheckpointNotFoundError:
         return sum(EPOCHS) * SAMPLES
     kinds = [record.kind for record in log.records]
     done = kinds.count("done")
