@@ -21,6 +21,8 @@ Each class subclasses `PureStateError` and the standard exception that a strange
     ├── FingerprintError(TypeError)        something has no content that could be fingerprinted
     ├── StaleRecordError(RuntimeError)     the record is not an answer to this question
     ├── ReplayError(RuntimeError)          recomputing a recorded answer gave other bits
+    ├── AuditError(RuntimeError)           an audit found a difference, or an answer that was never recorded
+    ├── OfflineError(RuntimeError)         the mode says that nothing is computed or written
     ├── ScriptError(RuntimeError)          a script that is to be verified does not run, or trains nothing
     ├── UsageError(ValueError)             a command, or the name of a run or a file, cannot be read
     ├── MissingExtraError(ImportError)     an optional package is not installed
@@ -46,6 +48,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AuditError",
     "BatchError",
     "CaptureMismatchError",
     "CheckpointExistsError",
@@ -66,6 +69,7 @@ __all__ = [
     "MissingSnapshotError",
     "MutatedStateError",
     "NonFiniteLossError",
+    "OfflineError",
     "PureStateError",
     "PureStateWarning",
     "ReplayError",
@@ -213,8 +217,28 @@ class ReplayError(PureStateError, RuntimeError):
     actual: Any = None
 
 
+class AuditError(PureStateError, RuntimeError):
+    """An op that was computed again for an audit gave something else than its record says, or has no record.
+
+    ``op`` is the number of a train or the name of a reader; ``epoch``, ``expected`` and ``actual`` are of the first difference.
+    """
+
+    checkpoint: str | None = None
+    op: int | str | None = None
+    epoch: int | None = None
+    expected: Any = None
+    actual: Any = None
+
+
+class OfflineError(PureStateError, RuntimeError):
+    """Something would be computed or written, and ``PURESTATE_MODE`` says that it is not."""
+
+    checkpoint: str | None = None
+    op: int | str | None = None
+
+
 class ScriptError(PureStateError, RuntimeError):
-    """A script whose resuming is to be verified cannot be found, does not run to its end, or trains nothing."""
+    """A script that is to be verified or audited cannot be found, does not run to its end, or trains nothing."""
 
     script: str | None = None
     output: str | None = None

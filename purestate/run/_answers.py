@@ -43,6 +43,7 @@ class Summary:
         best_epoch: The best epoch within the op; 0 is the evaluation before the first; None where nothing is watched.
         history: An entry an epoch of this op.
         metrics: The metrics that the answer stands for.
+        audit: What an audit said of a recorded answer, as in ``'equal'``; None where nobody computed it again.
     """
 
     op: str
@@ -55,6 +56,7 @@ class Summary:
     best_epoch: int | None = None
     history: History = field(default_factory=History)
     metrics: dict[str, float] = field(default_factory=dict[str, float])
+    audit: str | None = None
 
     def __str__(self) -> str:
         """One line: what was asked, where the answer is from, how long it took, and the hashes."""
@@ -68,6 +70,8 @@ class Summary:
         return f"{' | '.join(parts)} | {self.seconds:.3f} s | {' -> '.join(hashes)}"
 
     def _source(self) -> str:
+        if self.audit is not None:
+            return f"audited: {self.audit}"
         if self.cached:
             return "from the log"
         if self.epochs is not None and self.computed != self.epochs:

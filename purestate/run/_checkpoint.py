@@ -373,9 +373,10 @@ class Checkpoint(Logged):
     def _read(self, ask: Callable[[], Reader]) -> Any:
         began = time.perf_counter()  # asking hashes state, code and data: most of what an answer from the log costs
         reader = ask()
-        value, cached = reader.answer(self._ledger)
+        value, cached, audit = reader.answer(self._ledger)
         seconds = time.perf_counter() - began
-        self._say(Summary(f"{self.id} {reader.name}", cached, seconds, reader.state.hash, metrics=reader.metrics(value)))
+        shown = reader.metrics(value)
+        self._say(Summary(f"{self.id} {reader.name}", cached, seconds, reader.state.hash, metrics=shown, audit=audit))
         return value
 
     def _notify(self, text: str) -> None:

@@ -12,6 +12,7 @@ from purestate.core._recipe import Recipe
 from purestate.core._state import State
 from purestate.errors import CorruptItemError, MissingSnapshotError
 from purestate.run._chain import READERS, Chain, RecordLike, Trajectory
+from purestate.run._mode import mode_of, must_record
 from purestate.run._snapshot import Items, restore
 from purestate.store._backend import Backend
 
@@ -55,7 +56,14 @@ class Ledger:
 
     @contextmanager
     def writing(self) -> Iterator[Chain]:
-        """Hold the checkpoint's lock, for an op that computes. Yields the chain as it is then."""
+        """Hold the checkpoint's lock, for an op that computes. Yields the chain as it is then.
+
+        Raises:
+            OfflineError: The mode says that nothing is written.
+            StoreLockedError: Another process is writing this checkpoint.
+        """
+        if mode_of(self.backend) != "record":
+            must_record(f"What is asked of checkpoint {self.id!r}", self.id)
         with self.log.lock(), self._unnamed:
             yield self.refresh()
 

@@ -52,8 +52,8 @@ class Reader:
     compute: Callable[[], tuple[Any, dict[str, torch.Tensor]]]
     unpack: Callable[[Any, Mapping[str, torch.Tensor]], Any]
 
-    def answer(self, ledger: Ledger) -> tuple[Any, bool]:
-        """Return the answer, and whether it came from the log.
+    def answer(self, ledger: Ledger) -> tuple[Any, bool, str | None]:
+        """Return the answer, whether it came from the log, and what an audit said of it.
 
         Raises:
             OfflineError: It is not in the log, and the mode is ``offline``.
@@ -62,17 +62,18 @@ class Reader:
         Effects:
             A record, and an item for tensors, if it was computed.
         """
+        audit: str | None = None
         record, asked = ledger.refresh().readers.get(self.question.digest), mode_of(ledger.backend)
         if asked == "audit":
-            auditor().reader(self, ledger, record)
+            audit = auditor().reader(self, ledger, record)
         if record is not None:
-            return self._recorded(ledger, record), True
+            return self._recorded(ledger, record), True, audit
         if asked != "record":
             refuse(ledger, self.name, why(self.question, ledger.chain))
         prepare(self.state.device)
         with ledger.writing() as chain:
             if (record := chain.readers.get(self.question.digest)) is not None:  # made while we waited for the lock
-                return self._recorded(ledger, record), True
+                return self._recorded(ledger, record), True, None
             answer, tensors = self.compute()
             digest = item_of(tensors)
             if digest is not None:
@@ -88,7 +89,7 @@ class Reader:
             from purestate.run._code import of_reader
 
             ledger.append(self.name, body | of_reader(ledger, question))
-        return self.unpack(answer, tensors), False
+        return self.unpack(answer, tensors), False, None
 
     def _recorded(self, ledger: Ledger, record: RecordLike) -> Any:
         item = record.body["item"]

@@ -18,6 +18,7 @@ from purestate.errors import StaleRecordError, TreeMismatchError
 from purestate.run._chain import RecordLike
 from purestate.run._environment import environment
 from purestate.run._ledger import Ledger
+from purestate.run._mode import mode_of, refuse
 from purestate.run._snapshot import snapshot
 
 __all__ = ["root"]
@@ -35,12 +36,16 @@ def root(ledger: Ledger, state: State) -> State:
     Raises:
         TreeMismatchError: The root has other names, shapes or dtypes.
         StaleRecordError: The root was made under another seed.
+        OfflineError: None is recorded, and the mode is ``offline``.
+        AuditError: Likewise, in an audit.
 
     Effects:
         One record and its items, the first time.
     """
     record = ledger.refresh().root
     if record is None:
+        if mode_of(ledger.backend) != "record":
+            refuse(ledger, "root", "no initial state is recorded")
         ledger.backend.warm()
         with ledger.writing() as chain:
             record = chain.root or _record(ledger, state)  # made while we waited for the lock

@@ -21,6 +21,7 @@ from purestate.run._checkpoint import Checkpoint
 from purestate.run._ledger import Ledger
 from purestate.run._lineage import foreign_parent
 from purestate.run._load import load, metrics_of, recipe_of, select
+from purestate.run._mode import must_record
 from purestate.store._backend import Backend
 from purestate.store._disk import DiskBackend
 from purestate.store._report import Level
@@ -232,6 +233,7 @@ class _Store:
         Effects:
             See above; a line in the store's journal if anything was done.
         """
+        must_record("Store.repair")
         return self._backend.repair()
 
     def gc(self, *, dry_run: bool = False, voided: bool = False, timeout: float | None = 60.0) -> GcReport:
@@ -262,6 +264,8 @@ class _Store:
         """
         from purestate.run._maintain import roots
 
+        if not dry_run:
+            must_record("Store.gc")
         return self._backend.collect(
             lambda: roots(self._backend, with_voided=not voided), dry_run=dry_run, timeout=timeout, voided=voided
         )
@@ -288,6 +292,7 @@ class _Store:
         """
         if isinstance(ids, str):
             raise SetupError(f"copy: ids must be a list of ids, got {ids!r}.", fix=f"Write ids=[{ids!r}].", argument="ids")
+        must_record("Store.copy")
         from purestate.run._maintain import named
         from purestate.store._copy import copy
 
@@ -312,6 +317,7 @@ class _Store:
         Effects:
             A line in the store's journal.
         """
+        must_record("Store.rename", old)
         self._backend.rename(old, new)
 
     def export_orbax(self, id: str, path: str | Path, *, op: int | None = None) -> Path:
@@ -349,6 +355,7 @@ class _Store:
             CheckpointNotFoundError: There is none.
             StoreLockedError: Somebody is writing it.
         """
+        must_record("Store.delete", id)
         self._backend.delete(id)
 
     def close(self) -> None:

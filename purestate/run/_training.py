@@ -5,7 +5,7 @@ Nothing here computes, nor imports what computes: on a re-run this file is all t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ from purestate.core._state import State
 from purestate.run._answers import EpochView, Summary, as_history, counted
 from purestate.run._cadence import Cadence
 from purestate.run._chain import Chain, RecordLike, Trajectory
+from purestate.run._explain import why
 from purestate.run._ledger import Ledger
+from purestate.run._mode import auditor, mode_of, refuse
 from purestate.run._policy import Policy
 from purestate.run._profile import Profile
 from purestate.run._progress import Progress
@@ -27,6 +29,7 @@ from purestate.run._stale import check_appendable
 from purestate.run._trace import Level, untraced
 
 if TYPE_CHECKING:
+    from purestate.run._compute import Computation
     from purestate.run._resume import Resumed
 
 __all__ = ["Training"]
@@ -76,6 +79,8 @@ class Training:
     """How many epochs this call computed."""
     reached: int = -1
     """The last epoch that was yielded."""
+    audit: str | None = None
+    """What an audit said."""
     states: dict[int, State] = field(default_factory=dict[int, State])
     """States at hand that are in no record yet, by epoch."""
     found: Resumed | None = None
@@ -87,22 +92,41 @@ class Training:
         Closing the iterator early concludes the op at the epoch that it has reached.
         """
         try:
-            if (yield from self.hit(self.ledger.refresh())):
+            train, asked = self.ledger.refresh().find(self.question.digest), mode_of(self.ledger.backend)
+            if asked == "audit":
+                self.audit = auditor().train(self, train)
+                self.keep = None  # nothing is kept from here on, and what is there is the answer
+            if (yield from self.hit(self.ledger.chain)):
                 return
-            train = self.ledger.chain.find(self.question.digest)
-            if train is None:
-                check_appendable(self.ledger, self.question, self.state)
-            else:
+            if train is not None:
                 yield from self.recorded(train, self.choose(train).last)
-            from purestate.run._compute import Computation
-
-            yield from Computation(self).run()
+            elif asked == "record":
+                check_appendable(self.ledger, self.question, self.state)
+            yield from self.computation().run()
         except GeneratorExit:
             if self.reached > 0 and self.result is None and not self.stop(self.ledger.chain):
-                from purestate.run._compute import Computation
-
-                Computation(self).conclude()
+                self.computation().conclude()
             raise
+
+    def computation(self) -> Computation:
+        """Return what computes and records for this call.
+
+        Raises:
+            OfflineError: The mode is ``offline``.
+            AuditError: The mode is ``audit``, so what has to be computed was never recorded.
+        """
+        if mode_of(self.ledger.backend) != "record":
+            train = self.ledger.chain.find(self.question.digest)
+            answer = train and train.answer(self.selection.json())
+            if train is not None and answer is not None:
+                missing = ", ".join(map(str, sorted(self.lacking(train, answer.body["last"]))))
+                reason = f"its answer is recorded, and of the epochs that keep= wants {missing} are not kept"
+            else:
+                reason = why(self.question, self.ledger.chain, self.state, self.selection.json())
+            refuse(self.ledger, "train", reason, train)
+        from purestate.run._compute import Computation
+
+        return Computation(self)
 
     def stop(self, chain: Chain) -> bool:
         """Select the epochs that were yielded, and no more. Returns whether that is answered already."""
@@ -159,6 +183,8 @@ class Training:
         if n not in self.states and (kept := train.kept().get(n)) is not None:
             return self.ledger.restore(kept, self.state.recipe, self.state.device)
         if n not in self.states:
+            if n > 0 and mode_of(self.ledger.backend) == "offline":
+                refuse(self.ledger, f"state after epoch {n}", "its record is there, and its bytes are not kept", train)
             from purestate.run._compute import Computation
 
             Computation(self).replay(train, n)
@@ -166,9 +192,13 @@ class Training:
 
     def choose(self, train: Trajectory, selection: Selection | None = None) -> Choice:
         """Return what a selection (of the call, if left out) picks from the epochs that are recorded."""
+        return self.choose_of(train.history(), selection)
+
+    def choose_of(self, history: Sequence[Mapping[str, float]], selection: Selection | None = None) -> Choice:
+        """Return what a selection picks from epochs."""
         selection = selection or self.selection
         higher = {metric.name: metric.higher_is_better for metric in self.metrics}
-        return choose(train.history(), selection, higher_is_better=higher.get(selection.watch, False))
+        return choose(history, selection, higher_is_better=higher.get(selection.watch, False))
 
     def summary(self, seconds: float) -> Summary:
         """Return what the finished call did."""
@@ -192,4 +222,5 @@ class Training:
             best_epoch=body["best"],
             history=as_history(epochs),
             metrics={name: returned[name] for name in dict.fromkeys(shown) if name in returned},
+            audit=self.audit,
         )
