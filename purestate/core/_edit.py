@@ -47,6 +47,13 @@ def set_lr(state: State, lr: float | Sequence[float]) -> State:
             argument="lr",
         )
     groups = len(stored_learning_rates(state.optimizer))
+    if not groups:
+        raise SetupError(
+            "set_lr: the optimizer has no learning rate of its own.",
+            cause="That of Optax is in the transformation, which is part of the recipe.",
+            fix="Set it up with another: ps.setup(state, optimizer_fn=ps.optax(...)).",
+            argument="lr",
+        )
     try:
         rates = [float(lr)] * groups if isinstance(lr, (int, float, torch.Tensor)) else [float(rate) for rate in lr]
     except (TypeError, ValueError):

@@ -239,7 +239,7 @@ class Sums:
             device: Where the batches are that will be added.
         """
         sums = cls(metrics)
-        exact = _exact(device)
+        exact = exact_dtype(device)
         sums.samples = plain["samples"]
         sums._total = None if plain["total"] is None else torch.tensor(plain["total"], dtype=exact, device=device)
         sums._rows = [
@@ -254,7 +254,7 @@ class Sums:
         losses, values, sizes = zip(*self._rows, strict=True)
         self._rows = []
         device = losses[0].device
-        exact = _exact(device)
+        exact = exact_dtype(device)
 
         def column(amounts: Iterable[Amount]) -> Tensor:
             amounts = list(amounts)
@@ -273,7 +273,8 @@ class Sums:
         self._total = total if self._total is None else self._total + total
 
 
-def _exact(device: torch.device) -> torch.dtype:
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype in which a device adds up."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -255,17 +255,18 @@ def _check_groups(place: str, kept: Sequence[Json], built: Sequence[Json]) -> No
 
 
 def learning_rates(optimizer: Optimizer) -> list[float]:
-    """Return the learning rate of each group."""
-    return [float(group["lr"]) for group in optimizer.param_groups]
+    """Return the learning rate of each group that has one: an optimizer of another library keeps rates to itself."""
+    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
 
 
 def stored_learning_rates(component: Component) -> list[float]:
-    """Return the learning rate of each group of a kept optimizer."""
-    return [float(join(group["lr"], component.leaves)) for group in component.skeleton["objects"][ROOT]["param_groups"]]
+    """Return the learning rate of each group of a kept optimizer that has one."""
+    groups = component.skeleton["objects"][ROOT].get("param_groups", ())
+    return [float(join(group["lr"], component.leaves)) for group in groups if "lr" in group]
 
 
 def replace_learning_rates(component: Component, rates: Sequence[float]) -> Component:
-    """Return a kept optimizer with other learning rates, one a group. A tensor ``lr`` stays a tensor of its dtype.
+    """Return a kept optimizer with other learning rates, one a group that has one. A tensor ``lr`` stays a tensor of its dtype.
 
     The base rates that schedulers remember are theirs, not the optimizer's; a scheduler overwrites the new rates when it
     steps next, as in torch.
@@ -273,14 +274,19 @@ def replace_learning_rates(component: Component, rates: Sequence[float]) -> Comp
     root = component.skeleton["objects"][ROOT]
     leaves = dict(component.leaves)
     groups: list[Json] = []
-    for i, (group, rate) in enumerate(zip(root["param_groups"], rates, strict=True)):
+    given = iter(rates)
+    for i, group in enumerate(root.get("param_groups", ())):
+        if "lr" not in group:
+            groups.append(group)
+            continue
+        rate = next(given)
         lr: Json = float(rate)
         if isinstance(group["lr"], dict):
             path = f"{ROOT}.param_groups[{i}]['lr']"
             leaves[path] = torch.full_like(component.leaves[group["lr"]["v"]], rate)
             lr = {"~": "tensor", "v": path}
         groups.append({**group, "lr": lr})
-    objects = {**component.skeleton["objects"], ROOT: {**root, "param_groups": groups}}
+    objects = {**component.skeleton["objects"], ROOT: {**root, "param_groups": groups} if groups else root}
     return Component({**component.skeleton, "objects": objects}, leaves)
 
 

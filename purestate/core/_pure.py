@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from purestate.core._key import Tag
 from purestate.core._metrics import Metric, Sums, as_metrics
 from purestate.core._module import fresh_copy
+from purestate.core._own import step_key
+from purestate.core._recipe import Recipe
 from purestate.core._seeds import preserved_generators, seed_all
 from purestate.core._state import State, require
 from purestate.core._step import make_gradient_step
@@ -33,7 +34,8 @@ def make_step(
         metrics: Computed beside the loss.
 
     Returns:
-        The step. It modifies neither its arguments nor a global generator; the state it returns owns its memory.
+        The step. It modifies neither its arguments nor a global generator; the state it returns owns its memory. It may be
+        given as ``train(step=)``, alone or inside a step of your own.
 
     Raises:
         SetupError: The state lacks a loss or an optimizer.
@@ -57,13 +59,15 @@ def make_step(
         sums = Sums(known)
         with isolated(state):
             work = Working(state.replace(recipe=recipe, origin=state.origin))
-            seed_all(_step_seed(state))
+            seed_all(step_key(state).seed)
             out = gradient_step(work.params, work.frozen, work.buffers, batch)
             work.update(out.gradients, out.buffers)
             work.step_scheduler()
         sums.add(out.loss, out.sums, out.size)
         return state.after({"step": state.counters.step}, work.lend()), sums.means()
 
+    # not the module that it runs on, whose attributes may move
+    vars(step)["__purestate_fingerprint__"] = lambda: _content(recipe, known)
     return step
 
 
@@ -91,7 +95,7 @@ def make_loss(state: State, *, train: bool = True) -> Callable[[Mapping[str, tor
     whole = _Whole(recipe.objective(), fresh_copy(recipe.template).train(train))
     state.check()
     frozen, buffers = dict(state.frozen), dict(state.buffers)
-    seed = _step_seed(state)
+    seed = step_key(state).seed
 
     def loss(params: Mapping[str, torch.Tensor], batch: Any) -> torch.Tensor:
         copies = {name: buffer.clone() for name, buffer in buffers.items()}
@@ -102,8 +106,19 @@ def make_loss(state: State, *, train: bool = True) -> Callable[[Mapping[str, tor
     return loss
 
 
-def _step_seed(state: State) -> int:
-    return state.key.derive(Tag.STEP, state.counters.step).seed
+def _content(recipe: Recipe, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """All that decides what a step of a recipe computes, for who describes it by content."""
+    made = {name: getattr(recipe, name) for name in ("optimizer", "step_scheduler")}
+    return {
+        "template": recipe.template,
+        "loss": [recipe.loss, recipe.loss_args, recipe.loss_fn],
+        **{name: f and [f.cls, dict(f.args), f.fn] for name, f in made.items()},
+        "clip": [recipe.clip.norm, recipe.clip.value],
+        "precision": recipe.precision,
+        "deterministic": recipe.deterministic,
+        "ema_decay": recipe.ema_decay,
+        "metrics": [[metric.name, metric.fn] for metric in metrics],
+    }
 
 
 class _Whole(nn.Module):

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from purestate.core._capture import Runner
 from purestate.core._guard import GuardMode, check_guard
 from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums
+from purestate.core._own import Means, Own, OwnStep, check_own
 from purestate.core._position import Keeper, Position
 from purestate.core._runners import evaluate_runner, gradient_runner, sweep
 from purestate.core._state import State, require
@@ -71,6 +73,7 @@ def train(
     notices: list[str] | None = None,
     lap: Callable[[str], object] = lambda phase: None,
     guard: GuardMode = "first",
+    step: OwnStep | None = None,
 ) -> Generator[Epoch]:
     """Train without end, an epoch at each step of the iterator: whoever iterates decides when to stop.
 
@@ -90,6 +93,8 @@ def train(
         lap: Called at the end of each phase with its name: ``'data'``, ``'step'``, ``'optimizer'``, ``'metrics'``,
             ``'validation'``.
         guard: At which steps it is looked whether forward, loss and metrics move what is in no state; see `Guard`.
+        step: What takes the steps in our place: ``(state, batch) -> (state, metrics)``, see `Own`. `metrics` are those of
+            validation then.
 
     Yields:
         The evaluation before the first epoch as number 0 (with ``val_feed`` and without ``done``), then every epoch.
@@ -98,13 +103,17 @@ def train(
         NonFiniteLossError: The training loss of an epoch was nan or infinite, with the step.
         ImpurityError: A step moved what is in no state, or depends on such.
         SetupError: The state lacks a loss or an optimizer, or a plateau scheduler has nothing to watch.
+        TreeMismatchError: What ``step`` returned does not go on from what it was given.
     """
     check_guard(guard, "train")
-    require(state, "loss", "train")
-    require(state, "optimizer", "train")
+    if step is None:
+        require(state, "loss", "train")
+        require(state, "optimizer", "train")
+    else:
+        check_own(step, state, validated=val_feed is not None, metrics=metrics, warmup=warmup)
     state.check()
     with isolated(state):
-        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, keeper, notices, lap, guard)
+        loop = _Loop(state, feed, val_feed, metrics, warmup, watch, key or state.key, keeper, notices, lap, guard, step)
     lap("other")
     if done == 0 and position is None and val_feed is not None:
         with isolated(state):
@@ -134,67 +143,99 @@ class _Loop:
         notices: list[str] | None,
         lap: Callable[[str], object],
         guard: GuardMode,
+        step: OwnStep | None,
     ) -> None:
         assert state.recipe is not None
         self._lap = lap
         self.key, self.metrics, self.watch, self.warmup = key, metrics, watch, warmup
         self._feed, self._val_feed, self._keeper, self._notices = feed, val_feed, keeper, notices
         self._told: set[str] = set()
-        self.work = Working(state)
-        self._train = gradient_runner(state.recipe, metrics, guard, self.work)
-        self._evaluate = evaluate_runner(state.recipe, metrics, guard)
-        if val_feed is None:
-            self.work.refuse_metric_schedulers()
+        self.work: Working | Own
+        self._train: Runner | None = None
+        if step is not None:
+            self.work = Own(state, step, key, guard)
+        else:
+            self.work = Working(state)
+            self._train = gradient_runner(state.recipe, metrics, guard, self.work)
+            if val_feed is None:
+                self.work.refuse_metric_schedulers()
+        self._evaluate = None if val_feed is None else evaluate_runner(state.recipe, metrics, guard)
 
     def epoch(self, n: int, position: Position | None) -> tuple[dict[str, float], list[float]]:
         """Train for one epoch, validate, step the epoch scheduler. Returns metrics and the learning rates of its last step."""
         work, lap, keeper = self.work, self._lap, self._keeper
         progress = _Progress(self, n, position)
-        sums, losses = progress.sums, progress.losses
-        self._train.start_epoch(n)
-        warming = work.rates() if n <= self.warmup else None
         size = self._feed.batches
-        first, steps = (n - 1) * size + progress.batch, self.warmup * size
+        first = (n - 1) * size + progress.batch
+        take = self._own_steps(work, progress) if isinstance(work, Own) else self._steps(work, progress, first)
         seeds = self.key.fold_in(Tag.STEP).seeds(first, n * size).tolist()
         where = None if position is None else position.feed
         with closing(self._feed.epoch(self.key.derive(Tag.ORDER, n), progress.batch, where)) as batches:
             progress.batches = batches
-            for i, (batch, seed) in enumerate(zip(batches, seeds, strict=True), first + 1):
+            for batch, seed in zip(batches, seeds, strict=True):
                 lap("data")
-                if warming is not None:
-                    work.set_rates(warming, i / steps)
-                if keeper is not None and progress.forward_writes:
-                    keeper.release()
-                out = self._train(work.params, work.frozen, work.buffers, batch, seed)
-                lap("step")
-                if keeper is not None:
-                    keeper.release()
-                work.update(out.gradients, out.buffers)
-                lap("optimizer")
-                sums.add(out.loss, out.sums, out.size)
-                losses.add(out.loss)
-                progress.batch += 1
-                if progress.batch == size:
-                    progress.lr = work.rates()
-                if warming is None:
-                    work.step_scheduler()
-                del out  # or its gradients would be in memory beside those of the next step
+                take(batch, seed)
                 lap("metrics")
                 if keeper is not None:
                     keeper.between(progress.position, trained=True)
-        if warming is not None:
-            work.restore_rates()
-        losses.check()
-        values = {f"train_{name}": value for name, value in sums.means().items()}
+        work.restore_rates()
+        progress.losses.check()
+        values = {f"train_{name}": value for name, value in progress.sums.means().items()}
         lap("metrics")
         values |= self.validate(n, progress.position)
-        if warming is None:
+        if isinstance(work, Working) and n > self.warmup:
             if keeper is not None:
                 keeper.release()  # a scheduler may write into tensors: a learning rate, its own
             work.epoch_scheduler(values.get(f"val_{self.watch}"))
         work.epoch += 1
         self._tell(self._train)
         return values, progress.lr
+
+    def _steps(self, work: Working, progress: _Progress, first: int) -> Callable[[Any, int], None]:
+        """Return what takes a step of ours on a batch, under a seed: the gradient, the optimizer, the step scheduler."""
+        run, lap, keeper, size = self._train, self._lap, self._keeper, self._feed.batches
+        assert run is not None
+        run.start_epoch(progress.n)
+        warming, steps = (work.rates() if progress.n <= self.warmup else None), self.warmup * size
+        done = itertools.count(first + 1)
+
+        def take(batch: Any, seed: int) -> None:
+            if warming is not None:
+                work.set_rates(warming, next(done) / steps)
+            if keeper is not None and progress.forward_writes:
+                keeper.release()
+            out = run(work.params, work.frozen, work.buffers, batch, seed)
+            lap("step")
+            if keeper is not None:
+                keeper.release()
+            work.update(out.gradients, out.buffers)
+            lap("optimizer")
+            progress.sums.add(out.loss, out.sums, out.size)
+            progress.losses.add(out.loss)
+            progress.batch += 1
+            if progress.batch == size:
+                progress.lr = work.rates()
+            if warming is None:
+                work.step_scheduler()
+
+        return take
+
+    def _own_steps(self, work: Own, progress: _Progress) -> Callable[[Any, int], None]:
+        """Return what takes a step of the user's own on a batch. It draws from the key and the step counter of the state."""
+        lap, size, means = self._lap, self._feed.batches, progress.sums
+        assert isinstance(means, Means)
+
+        def take(batch: Any, seed: int) -> None:
+            metrics, samples = work.take(batch)
+            lap("step")
+            means.take(metrics, samples)
+            if "loss" in metrics:
+                progress.losses.add(torch.as_tensor(metrics["loss"], dtype=torch.float64).detach())
+            progress.batch += 1
+            if progress.batch == size:
+                progress.lr = work.rates()
+
+        return take
 
     @property
     def batches(self) -> int:
@@ -204,11 +245,11 @@ class _Loop:
     @property
     def forward_writes(self) -> bool:
         """Whether the next call may write into parameters: so it is where it is not captured, as far as anybody knows."""
-        return not self._train.captured or self._train.writes
+        return self._train is not None and (not self._train.captured or self._train.writes)
 
     def validate(self, n: int, position: Callable[[], Position] | None) -> dict[str, float]:
         """Evaluate the working state after epoch ``n``, which is where ``position`` is."""
-        if self._val_feed is None:
+        if self._val_feed is None or self._evaluate is None:
             return {}
         work, keeper = self.work, self._keeper
         self._evaluate.start_epoch(n)
@@ -226,8 +267,8 @@ class _Loop:
         self._lap("validation")
         return {f"val_{name}": value for name, value in values.items()}
 
-    def _tell(self, runner: Runner) -> None:
-        if runner.notice is not None and self._notices is not None and runner.notice not in self._told:
+    def _tell(self, runner: Runner | None) -> None:
+        if runner is not None and runner.notice is not None and self._notices is not None and runner.notice not in self._told:
             self._told.add(runner.notice)
             self._notices.append(runner.notice)
 
@@ -236,10 +277,11 @@ class _Progress:
     """How far an epoch has come."""
 
     def __init__(self, loop: _Loop, n: int, start: Position | None) -> None:
-        self._loop, self._n = loop, n
+        self._loop, self.n = loop, n
         self.batch = 0 if start is None else start.batch
         self.lr: list[float] = [] if start is None else start.lr
-        self.sums = Sums(loop.metrics) if start is None else start.sums
+        fresh = Means() if isinstance(loop.work, Own) else Sums(loop.metrics)
+        self.sums = fresh if start is None else start.sums
         self.losses = _Losses(loop.work.epoch + 1, self.batch)
         self.batches: Batches | None = None
         self.forward_writes = loop.forward_writes
@@ -252,7 +294,7 @@ class _Progress:
         lr = self.lr or work.rates()
         work.restore_rates()
         feed = None if self.batches is None else self.batches.position()
-        return Position(self._n, self.batch, self._loop.batches, feed, self.sums.copy(), lr, work.lend(key=self._loop.key))
+        return Position(self.n, self.batch, self._loop.batches, feed, self.sums.copy(), lr, work.lend(key=self._loop.key))
 
 
 class _Losses:

@@ -121,6 +121,7 @@ def stream(
             notices=notices,
             lap=lap,
             guard=call.guard,
+            step=call.step,
         )
         closed.enter_context(closing(epochs))
         while True:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from purestate.code import describe, describe_module
 from purestate.core._factory import Factory, is_plateau_factory
 from purestate.core._metrics import Metric
+from purestate.core._own import OwnStep
 from purestate.core._recipe import Clip, Recipe
 from purestate.core._state import COMPONENTS, State
 from purestate.data._fingerprint import describe_data
@@ -41,6 +42,7 @@ def ask_train(
     metrics: Sequence[Metric],
     warmup: int,
     watch: str,
+    step: OwnStep | None = None,
 ) -> Question:
     """Return the question that a trajectory of `train` answers.
 
@@ -52,6 +54,8 @@ def ask_train(
     parts |= _recipe(state.recipe, _OPTIONS)
     parts |= dict(flatten(_data(train_dl), "train_data"))
     parts |= dict(flatten(_data(val_dl) if val_dl is not None else None, "val_data"))
+    if step is not None:
+        parts |= dict(flatten(describe(step, "step"), "step"))
     if warmup:
         parts["args.warmup"] = warmup
     factory = state.recipe.epoch_scheduler
