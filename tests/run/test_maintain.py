@@ -64,7 +64,7 @@ def test_every_kind_of_record_says_what_it_needs(store):
     ck.train(ps.set_lr(s1, 0.2), loader(), epochs=1)
     found = {record.kind: items_of(record) for record in records(store, "a")}
     assert found.keys() == {"checkpoint", "root", "train", "epoch", "done", "evaluate", "predict", "find_lr", "reset", "accept"}
-    assert {kind for kind, named in found.items() if named} == {"root", "done", "predict"}
+    assert {kind for kind, named in found.items() if named} == {"root", "done", "predict", "evaluate", "find_lr"}
     assert set(itertools.chain(*map(items_of, records(store, "a")))) == items(store)
     assert "params of the answer" in found["done"].values()
 
