@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from purestate.core._state import state_hash as state_hash
     from purestate.errors import PureStateError as PureStateError
     from purestate.errors import StaleRecordError as StaleRecordError
+    from purestate.interop._flax import from_flax as from_flax
+    from purestate.interop._flax import to_flax as to_flax
     from purestate.interop._jax import from_jax as from_jax
     from purestate.interop._jax import to_jax as to_jax
     from purestate.interop._names import flatten as flatten
@@ -80,6 +82,7 @@ _LATER = {
     "diff": "purestate.core._diff",
     "flatten": "purestate.interop._names",
     "freeze": "purestate.core._edit",
+    "from_flax": "purestate.interop._flax",
     "from_jax": "purestate.interop._jax",
     "init": "purestate.core._init",
     "make_loss": "purestate.core._pure",
@@ -92,6 +95,7 @@ _LATER = {
     "set_lr": "purestate.core._edit",
     "setup": "purestate.run",
     "state_hash": "purestate.core._state",
+    "to_flax": "purestate.interop._flax",
     "to_jax": "purestate.interop._jax",
     "to_module": "purestate.core._init",
     "tree_hash": "purestate.core._arrays",
