@@ -6,12 +6,9 @@ and what that means, is in `_verify`.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import runpy
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -25,7 +22,7 @@ from purestate.data._position import batch_digest
 from purestate.run import _again, _compute
 from purestate.run._again import TellingFeed
 from purestate.run._resume import Resumed, ResumePoints
-from purestate.run._store import Store
+from purestate.run._script import play
 from purestate.run._verdict import END
 from purestate.store._disk import DiskBackend
 from purestate.store._placed import elsewhere
@@ -51,17 +48,8 @@ def main(orders: dict[str, Any]) -> None:
     _compute.__dict__["ResumePoints"] = _Watched
     if ours.trace is not None:
         _again.__dict__["feed"] = lambda loader, **options: TellingFeed(feed(loader, **options), ours.on_batch)
-    target: str | list[str] = orders["target"]
     try:
-        if isinstance(target, str):
-            sys.argv = [target, *orders["args"]]
-            runpy.run_path(target, run_name="__main__")
-        else:
-            function: Any = importlib.import_module(target[0])
-            for name in target[1].split("."):
-                function = getattr(function, name)
-            with Store("verify") as store:
-                function(store)
+        play(orders, "verify")
     except Exception as error:  # the script may raise anything: it is told to who asked, and goes on
         ours.tell(error=f"{type(error).__name__}: {error}")
         raise

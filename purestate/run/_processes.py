@@ -8,74 +8,23 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from purestate.errors import ScriptError, SetupError
+from purestate.errors import ScriptError
 from purestate.run._ledger import Ledger
 from purestate.run._maintain import items_of
+from purestate.run._script import Target, command
 from purestate.store._disk import DiskBackend
 
-__all__ = ["Answers", "Asked", "First", "Run", "Runs", "Target", "target"]
-
-_BOOT = (
-    "import json, sys; orders = json.load(open(sys.argv[1])); sys.path[0] = orders['folder']; "
-    "sys.path += [path for path in orders['path'] if path not in sys.path]; "
-    "from purestate.run._cut import main; main(orders)"
-)
-"""What a process begins with: the script's folder comes first, as if it had been called by its name."""
+__all__ = ["Answers", "Asked", "First", "Run", "Runs"]
 
 Asked = tuple[Any, ...]
 """What an answer is to: store, checkpoint, train; then which epoch, or what else."""
 Answers = dict[Asked, Any]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A script or a function.
-
-    Args:
-        name: What messages call it.
-        what: The path, or a module and a name in it.
-        folder: What comes first in ``sys.path``.
-        args: Of the command line.
-    """
-
-    name: str
-    what: str | list[str]
-    folder: str
-    args: list[str]
-
-
-def target(script: Any, args: Sequence[str]) -> Target:
-    """Return what `verify_resume` was given as something that a new process can run.
-
-    Raises:
-        ScriptError: There is no such script, or the function is nothing that can be imported.
-        SetupError: A function was given arguments.
-    """
-    if callable(script):
-        module, name = getattr(script, "__module__", None), getattr(script, "__qualname__", "<")
-        if module in (None, "__main__") or "<" in name:
-            raise ScriptError(
-                f"verify_resume: {name} cannot be imported in another process.",
-                fix="Define it at the top level of a module, or give the path of a script.",
-            )
-        script = f"{module}:{name}"
-    text = os.fspath(script)
-    if Path(text).is_file():
-        path = Path(text).absolute()
-        return Target(path.name, os.fspath(path), os.fspath(path.parent), [os.fspath(arg) for arg in args])
-    module, colon, name = text.partition(":")
-    if not colon or not all(part.isidentifier() for part in f"{module}.{name}".split(".")):
-        raise ScriptError(f"verify_resume: there is no script {text!r} in {os.getcwd()!r}.", script=text)
-    if args:
-        raise SetupError(f"verify_resume: {text} is a function and takes no args, got {list(args)!r}.", argument="args")
-    return Target(text, [module, name], os.getcwd(), [])
 
 
 @dataclass(frozen=True)
@@ -239,10 +188,8 @@ class Runs:
             stores = Path(shutil.copytree(self._begun, folder / "stores"))
         events, told, printed = folder / "events", folder / "orders.json", folder / "output"
         events.touch()
-        orders |= {"target": self._what.what, "args": self._what.args, "stores": os.fspath(stores)}
-        orders |= {"events": os.fspath(events), "folder": self._what.folder, "path": [os.path.abspath(p) for p in sys.path]}
-        told.write_text(json.dumps(orders))
-        code = self._wait([sys.executable, "-u", "-c", _BOOT, os.fspath(told)], printed)
+        orders |= {"stores": os.fspath(stores), "events": os.fspath(events)}
+        code = self._wait(command("_cut", self._what, orders, told), printed)
         output = printed.read_text(errors="replace")
         return Run(stores, code, [json.loads(line) for line in events.read_text().splitlines()], output[-_TAIL:])
 

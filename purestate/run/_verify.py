@@ -22,8 +22,9 @@ from purestate.core._state import COMPONENTS, SUBTREES, Counters, State
 from purestate.core._tree import Leaves
 from purestate.errors import ScriptError, SetupError
 from purestate.run._chain import READERS
-from purestate.run._processes import Answers, Asked, First, Run, Runs, target
+from purestate.run._processes import Answers, Asked, First, Run, Runs
 from purestate.run._question import Question, changes
+from purestate.run._script import target
 from purestate.run._verdict import END, Cut, Kind, Parting, ResumeReport
 from purestate.store._disk import DiskBackend
 from purestate.store._placed import are_elsewhere
@@ -73,7 +74,7 @@ def verify_resume(
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise SetupError(f"verify_resume: expected n to be a whole number from 1 on, got {n!r}.", argument="n")
-    what = target(script, args)
+    what = target(script, args, "verify_resume")
     if are_elsewhere():
         raise ScriptError(f"verify_resume: {what.name} verifies itself, without end.", fix="Call it from another file.")
     with TemporaryDirectory(prefix="purestate-", ignore_cleanup_errors=True) as folder:
