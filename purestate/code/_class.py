@@ -1,4 +1,7 @@
-"""What of a class was written by somebody: its attributes without what Python, decorators and metaclasses generated."""
+"""What of a class was written by somebody: its attributes without what Python, decorators and metaclasses generated.
+
+And what of an installed class was written over by the user.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,17 @@ from typing import Any, cast
 
 from purestate.code._package import package_of_file, package_of_module
 
-__all__ = ["class_attributes", "made_of_user_code", "slots"]
+__all__ = ["class_attributes", "made_of_user_code", "slots", "written_over"]
 
 _STORAGE = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _CLASS_MACHINERY = frozenset(
     "__module__ __doc__ __dict__ __weakref__ __qualname__ __annotations__ __annotate__ __annotate_func__ __annotations_cache__ "
-    "__firstlineno__ __static_attributes__ __slots__ __match_args__ __abstractmethods__ __parameters__ __orig_bases__ "
+    "__firstlineno__ __static_attributes__ __slots__ __abstractmethods__ __parameters__ __orig_bases__ "
     "__classcell__ __type_params__ __dataclass_fields__ __dataclass_params__ __jit_unused_properties__ __subclasshook__ "
     "_abc_impl _backward_cls __conditional_annotations__ __slotnames__".split()
 )
+_OF_GENERATED_CLASSES = frozenset("__repr__ __getstate__ __setstate__ __replace__ __getnewargs__ _make _replace _asdict".split())
+"""What dataclasses and named tuples take from files of the standard library."""
 
 
 def slots(cls: type[Any]) -> list[str]:
@@ -32,6 +37,20 @@ def made_of_user_code(cls: type[Any]) -> bool:
     return any(package_of_module(base.__module__) is None for base in cls.__mro__)
 
 
+def written_over(owner: type[Any] | types.ModuleType) -> Iterator[tuple[str, Any]]:
+    """Yield ``(name, function)`` for each function of the user in an installed class or module: ``nn.ReLU.forward = mine``."""
+    name = f"{owner.__module__}.{owner.__qualname__}" if isinstance(owner, type) else owner.__name__
+    for key, value in vars(owner).items():
+        fn = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+        if isinstance(fn, FunctionType) and _is_users(fn.__code__.co_filename):
+            yield f"{name}.{key}", value
+
+
+def _is_users(filename: str) -> bool:
+    # installed packages make functions as well, from texts that are called <string> and the like
+    return (filename[:1] != "<" or filename.startswith(("<ipython", "<stdin"))) and package_of_file(filename) is None
+
+
 def class_attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
     """Yield what a class body defined. Of an enum also ``('member NAME', value)``, in their order."""
     generated = "__dataclass_fields__" in vars(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
@@ -39,7 +58,7 @@ def class_attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
     for key, value in sorted(vars(cls).items()):
         if key in _CLASS_MACHINERY or isinstance(value, _STORAGE) or type(value).__name__ == "_tuplegetter":
             continue
-        if generated and _is_generated(value):
+        if generated and (key == "__match_args__" or _is_generated(key, value)):
             continue
         if members is not None and (key in members or _is_of_enum(key, value)):
             continue
@@ -51,10 +70,14 @@ def class_attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
 def _is_of_enum(key: str, value: Any) -> bool:
     if isinstance(value, FunctionType):
         return package_of_file(value.__code__.co_filename) is not None
-    return key.startswith("_")
+    return key.startswith("_") and key.endswith("_")
 
 
-def _is_generated(value: Any) -> bool:
-    value = getattr(value, "__func__", value)
-    code: CodeType | None = getattr(value, "__code__", None)
-    return code is not None and (code.co_filename[:1] == "<" or package_of_file(code.co_filename) is not None)
+def _is_generated(key: str, value: Any) -> bool:
+    code: CodeType | None = getattr(getattr(value, "__func__", value), "__code__", None)
+    if code is None:
+        return False
+    # a class in a notebook has methods of its own from a file called <ipython-input-...>
+    if code.co_filename == "<string>" and (code.co_qualname.startswith("__create_fn__.") or code.co_qualname == "<lambda>"):
+        return True
+    return key in _OF_GENERATED_CLASSES and package_of_file(code.co_filename) is not None

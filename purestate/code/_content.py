@@ -32,14 +32,14 @@ from blake3 import blake3
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
+from purestate.code._plain import plain
 from purestate.core._hash import canonical_json, dtype_name, leaf_hash
-from purestate.core._plain import encode
-from purestate.core._tree import layout_text
+from purestate.core._tree import array_order, layout_text
 
 if TYPE_CHECKING:
     from purestate.code._walk import Walker
 
-__all__ = ["DECLARES", "content", "tensor_content"]
+__all__ = ["DECLARES", "content", "tensor_attributes", "tensor_content"]
 
 Json = Any
 DECLARES = "__purestate_fingerprint__"
@@ -64,15 +64,11 @@ def content(walker: Walker, obj: Any) -> Json:
 
 
 def tensor_content(walker: Walker, tensor: torch.Tensor) -> Json:
-    """Return dtype and shape of a tensor, and the digest of its elements where it has any at hand.
-
-    The digest is left out for tensors on the meta device, and for those with a ``grad_fn``: they were computed from
-    parameters, whose values are in the input state.
-    """
+    """Return dtype, shape and stride order of a tensor, and the digest of its elements unless it is on the meta device."""
     text = layout_text(tensor)
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return {"tensor": f"{dtype_name(tensor.dtype)} uninitialized"}
-    if tensor.is_meta or tensor.grad_fn is not None:
+    if tensor.is_meta:
         return {"tensor": text}
     if tensor.layout is torch.sparse_coo:
         sparse = tensor.detach().coalesce()
@@ -87,17 +83,33 @@ def tensor_content(walker: Walker, tensor: torch.Tensor) -> Json:
 def _tensor(walker: Walker, tensor: torch.Tensor) -> Json:
     description = tensor_content(walker, tensor)
     kind = type(tensor)
-    if kind in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
-        return description
-    return {**description, "class": walker.class_name(kind), "vars": _attributes(walker, tensor)}
+    if kind not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return {**description, "class": walker.class_name(kind), "vars": _attributes(walker, tensor)}
+    hung = tensor_attributes(walker, tensor)
+    return {**description, "vars": hung} if hung else description
+
+
+def tensor_attributes(walker: Walker, tensor: torch.Tensor) -> dict[str, Json]:
+    """Return what somebody hung on a tensor, such as ``no_weight_decay`` on a parameter, what torch's compiler did apart."""
+    hung = {key: value for key, value in vars(tensor).items() if not key.startswith("_dynamo")} if vars(tensor) else {}
+    return {key: walker.inner(key, hung[key]) for key in sorted(hung)}
 
 
 def _ndarray(walker: Walker, value: np.ndarray) -> Json:
+    if type(value) not in (np.ndarray, np.memmap):
+        return {**_ndarray(walker, value.view(np.ndarray)), "class": walker.class_name(type(value)), **_beside(walker, value)}
     if value.dtype.hasobject:
         return {"array": list(value.shape), "items": [walker.inner(i, item) for i, item in enumerate(value.ravel().tolist())]}
     data = np.ascontiguousarray(value).tobytes()
     text = f"{value.dtype.str if value.dtype.names is None else value.dtype.descr}{list(value.shape)}"
-    return {"array": f"{text} b3:{blake3(data).hexdigest()[:32]}"}
+    return {"array": f"{text}{array_order(value)} b3:{blake3(data).hexdigest()[:32]}"}
+
+
+def _beside(walker: Walker, array: np.ndarray) -> dict[str, Json]:
+    """Return what a subclass holds beside the elements: the mask of a masked array, the attributes of a user's class."""
+    if isinstance(array, np.ma.MaskedArray):
+        return {"mask": _ndarray(walker, np.ma.getmaskarray(array)), "fill": walker.inner("fill_value", array.fill_value)}
+    return {"vars": _attributes(walker, array)}
 
 
 def _mapping(walker: Walker, value: Mapping[Any, Any]) -> Json:
@@ -138,7 +150,7 @@ def _defaultdict(walker: Walker, value: defaultdict[Any, Any]) -> Json:
 
 
 def _plain(walker: Walker, value: Any) -> Json:
-    return encode(value, walker.path)
+    return plain(value, walker.describe)
 
 
 def _as(name: str, read: Callable[[Any], Any]) -> Callable[[Walker, Any], Json]:
@@ -172,6 +184,8 @@ def _instance(walker: Walker, obj: Any) -> Json:
         return {"operator": str(obj)}
     if cls.__module__.startswith("PIL.") and hasattr(obj, "tobytes"):
         return {"image": [obj.mode, list(obj.size), blake3(obj.tobytes()).hexdigest()[:32]]}
+    if cls.__module__.startswith("jaxlib.") and (described := _of_jax(walker, obj)) is not None:
+        return described
     base = next(base for base in cls.__mro__ if not base.__flags__ & 1 << 9)  # the first that is not made at run time
     held: Json = None
     if base is not object:
@@ -182,6 +196,18 @@ def _instance(walker: Walker, obj: Any) -> Json:
     elif any(_holds_c_content(part) for part in cls.__mro__):
         raise walker.refuse(obj)
     return {"object": walker.class_name(cls), "vars": _attributes(walker, obj), **({} if held is None else {"content": held})}
+
+
+def _of_jax(walker: Walker, obj: Any) -> Json:
+    """Describe a jitted function by what it wraps, and an array of JAX by its elements: objects of C without attributes."""
+    walker.installed_module("jax")
+    if (wrapped := getattr(obj, "__wrapped__", None)) is not None:
+        return {"jitted": walker.inner("__wrapped__", wrapped)}
+    if not hasattr(obj, "weak_type"):
+        return None
+    data = np.asarray(obj)
+    text = f"{data.dtype.name}{list(data.shape)}{' weak' if obj.weak_type else ''}"
+    return {"array": f"{text} b3:{blake3(data.tobytes()).hexdigest()[:32]}"}
 
 
 def _attributes(walker: Walker, obj: Any) -> Json:

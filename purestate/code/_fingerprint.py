@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from purestate.code._plain import plain
+from purestate.code._text import note
 from purestate.code._walk import Walker, shortened
-from purestate.core._hash import scalar_hash
-from purestate.core._plain import encode
 from purestate.errors import UnsupportedError
 
 __all__ = ["Fingerprint", "describe", "fingerprint"]
@@ -34,7 +34,7 @@ class Fingerprint:
     @property
     def digest(self) -> str:
         """32 hexadecimal digits over everything."""
-        return scalar_hash([self.value, self.parts, self.packages])[:32]
+        return note([self.value, self.parts, self.packages])
 
     @property
     def name(self) -> str:
@@ -96,11 +96,11 @@ def describe(value: Any, where: str = "") -> Json:
         Reads the source files of the user's functions, once.
 
     Example:
-        >>> describe({"lr": 0.1, "betas": (0.9, 0.999)})
-        {'lr': 0.1, 'betas': {'~': 'tuple', 'v': [0.9, 0.999]}}
+        >>> describe({"betas": (0.9, 0.999), "lr": 0.1})
+        {'betas': {'~': 'tuple', 'v': [0.9, 0.999]}, 'lr': 0.1}
     """
     try:
-        return encode(value)
+        return plain(value, describe)
     except UnsupportedError:
         found = fingerprint(value, where=where)
     kind = "code" if isinstance(value, Callable) else "object"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from purestate.code._content import DECLARES, tensor_content
+from purestate.code._content import DECLARES, tensor_attributes, tensor_content
+from purestate.code._package import package_of_module
 from purestate.code._walk import Walker
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def describe_module(module: nn.Module) -> dict[str, Json]:
     """
     walker = Walker("module")
     flat = _describe(walker, module, "module")
+    for owner in (torch.Tensor, nn.functional):  # what every module may reach
+        walker.written_over(owner)
     flat.update({f"code.{name}": value for name, value in walker.parts.items()})
     flat.update({f"package.{name}": version for name, version in walker.packages.items()})
     return flat
@@ -62,7 +65,13 @@ def network_content(walker: Walker, module: nn.Module) -> Json:
     flat = _describe(walker, module, "module")
     walker.known = known
     leaves = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {"network": flat, "leaves": {name: tensor_content(walker, leaf) for name, leaf in sorted(leaves.items())}}
+    # a module that is trained is put into its mode by whoever trains it; any other stays in the one that it was left in
+    evaluating = [name for name, submodule in module.named_modules() if not submodule.training]
+    return {
+        "network": flat,
+        "leaves": {name: tensor_content(walker, leaf) for name, leaf in sorted(leaves.items())},
+        **({"evaluating": evaluating} if evaluating else {}),
+    }
 
 
 def _describe(walker: Walker, module: nn.Module, root: str) -> dict[str, Json]:
@@ -81,6 +90,7 @@ def _describe(walker: Walker, module: nn.Module, root: str) -> dict[str, Json]:
             continue
         flat[path] = walker.class_name(type(submodule))
         _attributes(walker, submodule, path, flat)
+        _members(walker, submodule, path, flat)
         for kind in _HOOKS:
             hooks = getattr(submodule, kind)
             if hooks:
@@ -107,7 +117,7 @@ def _attributes(walker: Walker, module: nn.Module, path: str, flat: dict[str, Js
         flat[f"{path}.compiler"] = walker.inner("compiler", _compiler(vars(module)["dynamo_ctx"].callback))
         hidden = _MACHINERY | _COMPILED
     for name, value in sorted(vars(module).items()):
-        if name in hidden or _is_made_of_leaves(walker, value):
+        if name in hidden or _is_all_of_the_leaves(module, value):
             continue
         if isinstance(module, nn.RNNBase) and name in ("_flat_weights", "_flat_weight_refs"):
             continue
@@ -117,6 +127,34 @@ def _attributes(walker: Walker, module: nn.Module, path: str, flat: dict[str, Js
         flat[f"{path}.{name}"] = walker.inner(f"{path.partition('.')[2]}.{name}".lstrip("."), value)
 
 
+def _members(walker: Walker, module: nn.Module, path: str, flat: dict[str, Json]) -> None:
+    """Describe what users hung on parameters, and the order of members where the code of the class does not tell it.
+
+    Names are a table, and a container goes through its children, and an optimizer through the parameters, in an order.
+    """
+    is_layer = package_of_module(type(module).__module__) is not None and not isinstance(module, nn.ParameterDict)
+    for kind in ("_modules", "_parameters", "_buffers"):
+        members: dict[str, Any] = vars(module)[kind]
+        told = len(members) < 2 or (is_layer and kind != "_modules")  # as its version and attributes tell
+        if not told and (order := list(members)) != _told_by_code(type(module), order):
+            flat[f"{path}.order of{kind.replace('_', ' ')}"] = walker.inner("order", order)
+        for name, member in members.items() if kind != "_modules" else ():
+            if member is not None and (hung := tensor_attributes(walker, member)):
+                flat[f"{path}.{name}.attributes"] = walker.inner(name, hung)
+
+
+def _told_by_code(cls: type[nn.Module], names: list[str]) -> list[str]:
+    """Return names in the order in which the ``__init__`` of a class and of its bases mention them; then numbers, then others."""
+    mentioned: dict[str, int] = {}
+    for base in reversed(cls.__mro__):
+        code = getattr(vars(base).get("__init__"), "__code__", None)
+        for name in (*code.co_names, *code.co_consts) if code is not None else ():
+            if isinstance(name, str):
+                mentioned.setdefault(name, len(mentioned))
+    last = len(mentioned)
+    return sorted(names, key=lambda name: (mentioned.get(name, last), int(name) if name.isdecimal() else -1, name))
+
+
 def _compiler(callback: Any) -> Any:
     """Return the backend of ``torch.compile`` with its options; what is wrapped around it changes when it compiles."""
     while hasattr(callback, "_torchdynamo_orig_backend"):
@@ -124,13 +162,12 @@ def _compiler(callback: Any) -> Any:
     return callback
 
 
-def _is_made_of_leaves(walker: Walker, value: Any) -> bool:
-    """Tell whether an attribute only refers to registered parameters and buffers, once more."""
+def _is_all_of_the_leaves(module: nn.Module, value: Any) -> bool:
+    """Tell whether an attribute refers to all parameters of the module once more, as ``list(self.parameters())`` does."""
     if not isinstance(value, list | tuple) or not value:
         return False
     items = [item() if isinstance(item, weakref.ref) else item for item in value]
-    tensors = [item for item in items if item is not None]
-    return bool(tensors) and all(isinstance(item, torch.Tensor) and id(item) in walker.known for item in tensors)
+    return [id(item) for item in items] == [id(parameter) for parameter in module.parameters()]
 
 
 def _is_derived(module: nn.Module, name: str) -> bool:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import ast
 import dis
 import linecache
+import os
 import weakref
 from collections.abc import Iterable, Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
 from blake3 import blake3
 
 from purestate.code._canonical import bytecode, syntax
+from purestate.code._text import note_code, note_file
 
 __all__ = ["Reference", "code_digest", "file_digest", "file_imports", "references"]
 
@@ -28,6 +32,9 @@ Reference = tuple[str, tuple[str, ...]]
 _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _FREE = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_COMPILED = tuple(EXTENSION_SUFFIXES)
+_BETWEEN = frozenset({"PUSH_NULL", "EXTENDED_ARG"})
+"""What may stand between a name and the attribute that is read from it; the latter in functions of more than 255 names."""
 
 
 class _File:
@@ -72,25 +79,33 @@ def code_digest(code: CodeType, namespace: dict[str, Any]) -> str:
         return known[1]
     file = _file(code.co_filename, namespace)
     node = file.find(code) if file else None
-    digest = blake3(bytecode(code) if node is None else syntax(node)).hexdigest()
+    hashed = bytecode(code) if node is None else syntax(node)
+    digest = blake3(hashed).hexdigest()
+    note_code(digest, hashed if node is None else node)
     key = id(code)
     _digests[key] = (weakref.ref(code, lambda _: _digests.pop(key, None)), digest)
     return digest
 
 
 def file_digest(filename: str) -> str | None:
-    """Return the digest of a whole source file, or None if it has no Python source.
+    """Return the digest of a whole module: of its source, or of its bytes where it is compiled; None where neither can be read.
 
     Effects:
-        Reads the file, the first time.
+        Reads the file; source only the first time.
     """
+    if filename.endswith(_COMPILED):
+        return blake3(Path(filename).read_bytes()).hexdigest() if os.path.isfile(filename) else None
     file = _file(filename, {})
-    return None if file is None else blake3(syntax(file.tree)).hexdigest()
+    if file is None:
+        return None
+    digest = blake3(syntax(file.tree)).hexdigest()
+    note_file(digest, file.tree)
+    return digest
 
 
 def file_imports(filename: str) -> frozenset[str]:
     """Return the modules that a source file imports anywhere, with leading dots where relative (names in them as well)."""
-    file = _file(filename, {})
+    file = None if filename.endswith(_COMPILED) else _file(filename, {})
     found: set[str] = set()
     for node in ast.walk(file.tree) if file else ():
         if isinstance(node, ast.Import):
@@ -157,7 +172,7 @@ def _innermost(lambdas: list[ast.Lambda], code: CodeType) -> ast.Lambda | None:
 
 
 def _read(code: CodeType, names: set[Reference], free: set[Reference], imports: set[str]) -> None:
-    instructions = [i for i in dis.get_instructions(code) if i.opname != "PUSH_NULL"]
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in _BETWEEN]
     for at, instruction in enumerate(instructions):
         operation, name = instruction.opname, instruction.argval
         if operation in _GLOBAL or operation in _FREE:

@@ -343,7 +343,8 @@ class Walker:
     def _cached(self, fn: Any) -> Json:
         wrapped: dict[str, Any] = getattr(fn.__wrapped__, "__dict__", {})
         copied = {key for key, value in vars(fn).items() if wrapped.get(key, fn) is value}
-        return {"cached": self.inner("__wrapped__", fn.__wrapped__), **self._hung(fn, copied | {"__wrapped__", "cache_parameters"})}
+        hung = self._hung(fn, copied | {"cache_parameters", "__wrapped__", *functools.WRAPPER_ASSIGNMENTS})
+        return {"cached": self.inner("__wrapped__", fn.__wrapped__), **hung}
 
     def _hung(self, fn: Any, known: Collection[str] = ()) -> dict[str, Json]:
         """Describe attributes that somebody gave to a callable."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from purestate.errors import SetupError, UnsupportedError
 
 __all__ = ["Factory", "is_plateau_factory", "needs_metric", "refuse_closure"]
 
+_MAPPINGS = (dict, OrderedDict, Counter, defaultdict)
 _GIVEN = {"optimizer": "params", "epoch_scheduler": "optimizer", "step_scheduler": "optimizer", "loss": None}
 """What a component is built on: the name of its positional argument in messages, if it has one."""
 
@@ -270,9 +272,13 @@ def _same(value: Any, default: Any) -> bool:
     if value is default:
         return True
     try:
-        return canonical_json(encode(value)) == canonical_json(encode(default))
+        return canonical_json(_describe(value, _refuse)) == canonical_json(_describe(default, _refuse))
     except UnsupportedError:
         return False
+
+
+def _refuse(value: Any) -> Json:
+    raise UnsupportedError(f"{value!r} cannot be compared.")
 
 
 def _snapshot(kind: str, name: str, value: Any) -> Any:
@@ -293,8 +299,10 @@ def _describe(value: Any, describe: Callable[[Any], Json]) -> Json:
     if type(value) in (list, tuple):
         items = [_describe(item, describe) for item in value]
         return items if type(value) is list else {"~": "tuple", "v": items}
-    if type(value) is dict:
-        return {"~": "dict", "v": [[_describe(k, describe), _describe(v, describe)] for k, v in value.items()]}
+    if type(value) in _MAPPINGS:  # in their order: a constructor may go through them
+        pairs = [[_describe(k, describe), _describe(v, describe)] for k, v in value.items()]
+        made = {"default": describe(value.default_factory)} if type(value) is defaultdict else {}
+        return {"~": type(value).__name__, "v": pairs, **made}
     try:
         return encode(value)
     except UnsupportedError:

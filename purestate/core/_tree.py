@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
@@ -44,6 +45,12 @@ def stride_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
     if not tensor.numel() or tensor.stride() == _row_major(tensor.shape):
         return None
     return tuple(sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), tensor.size(d) == 1, d)))
+
+
+def array_order(array: np.ndarray) -> str:
+    """Return ``' order 1,0'`` for an array that is not row-major, which is what torch makes of it as well; else ``''``."""
+    order = sorted(range(array.ndim), key=lambda d: (-abs(array.strides[d]), array.shape[d] == 1, d))
+    return "" if array.flags.c_contiguous or order == [*range(array.ndim)] else f" order {','.join(map(str, order))}"
 
 
 def in_order(tensor: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:

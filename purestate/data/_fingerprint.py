@@ -13,10 +13,12 @@ and plain objects are described by the callable that is handed in, since this ro
 
 from __future__ import annotations
 
+import functools
 import os
+import types
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from purestate.core._hash import canonical_json, leaf_hash, scalar_hash
 from purestate.core._key import Key
 from purestate.core._seeds import preserved_generators, seed_all
-from purestate.core._tree import layout_text
+from purestate.core._tree import array_order, layout_text
 from purestate.data._generators import find_generators, generator_state, is_generator, seed_generator, set_generator_state
 from purestate.errors import FingerprintError
 
@@ -41,6 +43,8 @@ _PROBES = 16
 _FEW = 64
 _LONG = 120
 _DATA = (torch.Tensor, np.ndarray, Dataset)
+_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_ARRAYS = (np.ndarray, np.memmap)
 _PATH_WORDS = ("root", "dir", "folder", "path", "file")
 
 
@@ -140,11 +144,13 @@ class _Survey:
         self.parts[place] = self.code(type(sampler), place)
         if isinstance(sampler, list | tuple | range):
             self.value(list(cast("Sequence[Any]", sampler)), f"{place}.items")
+        elif _is_of_builtin(type(sampler)):
+            self.value(sampler, f"{place}.items")
             return
-        for name, value in sorted(getattr(sampler, "__dict__", {}).items()):
+        for name, value in sorted(_attributes(sampler).items()):
             if isinstance(value, Sampler):
                 self.sampler(value, f"{place}.{name}", dataset)
-            elif name != "generator" and value is not dataset and not is_generator(value):
+            elif not (name == "generator" and value is None) and value is not dataset and not is_generator(value):
                 self.value(value, f"{place}.{name}")
 
     def code(self, obj: Any, place: str) -> Json:
@@ -155,9 +161,9 @@ class _Survey:
 
     def value(self, value: Any, place: str) -> None:
         """Describe an attribute in full."""
-        if isinstance(value, torch.Tensor):
+        if type(value) in _TENSORS and not vars(value):
             self.parts[place] = _tensor(value, place)
-        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        elif type(value) in _ARRAYS and not value.dtype.hasobject:
             self.parts[place] = _array(value)
         elif isinstance(value, Dataset):
             self.dataset(cast("Any", value), place)
@@ -169,8 +175,9 @@ class _Survey:
         elif type(value) in (list, tuple) and _holds_data(value):
             self.members(enumerate(value), type(value).__name__, place)
         elif type(value) is dict and _holds_data(value):
-            order = ", ".join(map(str, value)) if len(value) <= 8 else scalar_hash([str(key) for key in value])[:32]
-            self.members(value.items(), f"dict of {order}", place)
+            items = {_key(key): item for key, item in value.items()}
+            order = ", ".join(items) if len(value) <= 8 else scalar_hash(list(items))[:32]
+            self.members(items.items(), f"dict of {order}", place)
         else:
             self.parts[place] = _short(self.code(value, place))
 
@@ -211,7 +218,13 @@ class _Survey:
         if not hasattr(dataset, "__dict__"):
             self.parts[f"{place}.value"] = _short(self.code(dataset, place))
             return
-        attributes: dict[str, Any] = dict(vars(dataset))
+        attributes = _attributes(dataset)
+        if isinstance(dataset, list | tuple):
+            self.value(list(cast("Sequence[Any]", dataset)), f"{place}.items")
+        elif isinstance(dataset, dict):
+            self.value(dict(cast("dict[Any, Any]", dataset)), f"{place}.items")
+        elif _is_of_builtin(type(dataset)):
+            self.parts[f"{place}.value"] = _short(self.code(dataset, place))
         for name, paths in list(_paths(attributes)):
             self.files(attributes.pop(name), paths, f"{place}.{name}")
         for name, value in sorted(attributes.items()):
@@ -235,8 +248,8 @@ class _Survey:
             return
         self.weaken("files")
         folders = [path for path in paths if path.is_dir()]
-        base = paths[0] if folders else Path(os.path.commonpath([path.parent for path in paths]))
-        listed = [(path, path.stat()) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+        base = paths[0] if folders == paths[:1] else Path(os.path.commonpath([path.parent for path in paths]))
+        listed = [(path, path.stat()) for folder in folders for path in sorted(_files_in(folder))]
         listed += [(path, path.stat()) for path in paths if path not in folders]
         rows = [[path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in listed]
         rest = [item[1:] for item in value if isinstance(item, tuple)] if isinstance(value, list | tuple) else []
@@ -263,6 +276,32 @@ class _Survey:
         self.parts[f"{place}.probes"] = f"{len(at)} samples b3:{scalar_hash(samples.parts)[:32]}"
 
 
+def _attributes(obj: Any) -> dict[str, Any]:
+    """Return the attributes of an object, those in slots too."""
+    found: dict[str, Any] = dict(getattr(obj, "__dict__", {}))
+    for cls in filter(_is_written_in_python, type(obj).__mro__):
+        slots = [name for name, slot in vars(cls).items() if isinstance(slot, types.MemberDescriptorType)]
+        found.update({name: getattr(obj, name) for name in slots if hasattr(obj, name)})
+    return found
+
+
+def _is_of_builtin(cls: type) -> bool:
+    """Tell whether objects of a class hold something that is in no attribute, as those of a subclass of ``deque`` do."""
+    return next(base for base in cls.__mro__ if not _is_written_in_python(base)) is not object
+
+
+def _is_written_in_python(cls: type) -> bool:
+    return bool(cls.__flags__ & 1 << 9)
+
+
+def _key(key: Any) -> str:
+    """Return a key as part of a name. A text that reads like something else is quoted: ``1`` and ``'1'`` are two keys."""
+    ambiguous = isinstance(key, str) and (
+        key in ("None", "True", "False") or "," in key or not (key[:1].isalpha() or key[:1] == "_")
+    )
+    return repr(key) if ambiguous else str(key)
+
+
 def _fits(integers: Any) -> bool:
     return -(1 << 63) <= min(integers) and max(integers) < 1 << 63
 
@@ -278,9 +317,16 @@ def _declared(survey: _Survey, obj: Any, place: str) -> bool:
     if getattr(type(obj), _DECLARES, None) is None:
         return False
     survey.parts[place] = f"{type(obj).__qualname__}, declared"
-    survey.parts[f"{place}.declared"] = _short(survey.code(getattr(obj, _DECLARES)(), place))
+    survey.parts[f"{place}.declared"] = _short(survey.code(_sorted(getattr(obj, _DECLARES)()), place))
     survey.weaken("declared")
     return True
+
+
+def _sorted(value: Any) -> Any:
+    """Return a declared value with its dicts sorted: what it declares is their content."""
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return type(value)(map(_sorted, value)) if type(value) in (list, tuple) else value
 
 
 def _paths(attributes: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
@@ -305,11 +351,32 @@ def _named_files(value: Any, depth: int) -> Iterator[Path]:
         inner: Any = value.values()
     elif isinstance(value, list | tuple | set | frozenset):
         inner = value
+    elif isinstance(value, functools.partial):
+        inner = (value.func, value.args, value.keywords)
+    elif isinstance(value, types.FunctionType):
+        bound = [*_cells(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        inner = [item for item in bound if isinstance(item, str | Path)]  # the other things that a function knows are many
+    elif isinstance(value, types.MethodType):
+        inner = (value.__self__, value.__func__)
     else:
-        inner = getattr(value, "__dict__", None)
-        inner = inner.values() if type(inner) is dict and not callable(value) else ()
+        inner = _attributes(value).values()
     for item in inner:
         yield from _named_files(item, depth - 1)
+
+
+def _cells(fn: types.FunctionType) -> Iterator[Any]:
+    for cell in fn.__closure__ or ():
+        with suppress(ValueError):  # not assigned yet
+            yield cell.cell_contents
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files under a folder, those in linked folders too: data is often linked to where there is room for it."""
+    entered = set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in entered]
+        yield from (path for name in names if (path := Path(place, name)).is_file())
 
 
 def _files_of(name: str, value: Any) -> list[Path]:
@@ -319,7 +386,10 @@ def _files_of(name: str, value: Any) -> list[Path]:
     if not isinstance(value, list | tuple) or not value:
         return []
     names: list[Any] = [item[0] if isinstance(item, tuple) and item else item for item in cast("list[Any]", value)]
-    if not all(isinstance(item, str | Path) for item in names) or not all(map(os.path.isfile, names)):
+    if not all(isinstance(item, str | Path) for item in names):
+        return []
+    told = all(isinstance(item, Path) or os.sep in item for item in names) or any(word in name.lower() for word in _PATH_WORDS)
+    if not all(map(os.path.isfile, names)) and not (told and all(map(os.path.isdir, names))):
         return []
     return [Path(os.path.abspath(item)) for item in names]
 
@@ -347,7 +417,8 @@ def _tensor(tensor: torch.Tensor, place: str) -> str:
 
 
 def _array(array: np.ndarray) -> str:
-    title = f"{array.dtype.str if array.dtype.names is None else array.dtype.descr}[{','.join(map(str, array.shape))}]"
+    kind = array.dtype.str if array.dtype.names is None else array.dtype.descr
+    title = f"{kind}[{','.join(map(str, array.shape))}]{array_order(array)}"
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
     return f"numpy {title} b3:{leaf_hash(torch.from_numpy(data.copy() if not data.flags.writeable else data))[:32]}"
 
