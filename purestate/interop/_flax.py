@@ -83,7 +83,7 @@ def from_flax(variables: Mapping[str, Any], like: State | nn.Module, *, names: M
 
     Args:
         variables: Of ``linen``, with the collections ``'params'`` and ``'batch_stats'``, or the pure dict of an ``nnx`` module.
-            Arrays of JAX or numpy. Not modified.
+            Arrays of JAX or numpy, or tensors. Not modified.
         like: A state that knows its module, or a module. Not modified.
         names: As for `to_flax`.
 
@@ -92,7 +92,7 @@ def from_flax(variables: Mapping[str, Any], like: State | nn.Module, *, names: M
         place for is that of `like`.
 
     Raises:
-        MissingExtraError: JAX is not installed.
+        MissingExtraError: There are arrays, and JAX is not installed.
         TreeMismatchError: A leaf is missing, is none of the module's, or has another shape or dtype.
         UnsupportedError: A layer with parameters has no counterpart.
         StateError: As for `from_jax`.
@@ -289,7 +289,8 @@ def _arrays(tree: Any, where: str) -> dict[str, Any]:
 def _leaf(given: Mapping[str, Mapping[str, Any]], collection: str, name: str, want: Tensor, ours: tuple[str, ...]) -> Tensor:
     leaves = given[collection]
     if name in leaves:
-        tensor = from_jax({name: leaves[name]})[name]
+        leaf = leaves[name]
+        tensor = leaf.detach() if isinstance(leaf, Tensor) else from_jax({name: leaf})[name]  # JAX only for what is of JAX
         if isinstance(tensor, Tensor) and (tensor.shape, tensor.dtype) == (want.shape, want.dtype):
             return tensor
         got = str(spec_of(tensor)) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"

@@ -21,7 +21,7 @@ from purestate.core._tree import LeafSpec, Leaves, check_same_names, in_order, s
 from purestate.errors import PureStateWarning, StateError, TreeMismatchError, UnsupportedError
 from purestate.interop._load import load_jax
 
-__all__ = ["from_jax", "to_jax"]
+__all__ = ["FromJax", "ToJax", "from_jax", "to_jax"]
 
 _WIDE = {
     torch.int64: np.int32,
@@ -73,7 +73,7 @@ def to_jax(tree: Any, *, copy: bool = False, narrow: bool = False) -> Any:
     """
     jax = load_jax("to_jax")
     wide: list[str] = []
-    convert = _ToJax(jax, copy, narrow, wide)
+    convert = ToJax(jax, copy, narrow, wide)
     found = _mapped(jax, tree, "tree", convert)
     if wide:
         more = f" and {len(wide) - _NAMED} more" if len(wide) > _NAMED else ""
@@ -106,7 +106,7 @@ def from_jax(tree: Any, *, like: Any = None, copy: bool = False) -> Any:
         UnsupportedError: An array has a dtype that torch has not.
     """
     jax = load_jax("from_jax")
-    convert = _FromJax(jax, copy)
+    convert = FromJax(jax, copy)
     if like is None:
         return _mapped(jax, tree, "tree", convert)
     if isinstance(like, State):
@@ -202,7 +202,7 @@ def _unlike(where: str, expected: Any, value: Any) -> TreeMismatchError:
     )
 
 
-class _ToJax:
+class ToJax:
     """A tensor or an array of anybody as an array of JAX; collects the names of those that JAX would narrow."""
 
     def __init__(self, jax: Any, copy: bool, narrow: bool, wide: list[str]) -> None:
@@ -243,7 +243,7 @@ class _ToJax:
         return array
 
 
-class _FromJax:
+class FromJax:
     """An array of JAX or numpy as a tensor."""
 
     def __init__(self, jax: Any, copy: bool) -> None:
