@@ -13,17 +13,18 @@ import linecache
 import os
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 from blake3 import blake3
 
 from purestate.code._canonical import bytecode, syntax
 from purestate.code._text import note_code, note_file
 
-__all__ = ["Reference", "code_digest", "file_digest", "file_imports", "references"]
+__all__ = ["Reference", "code_digest", "file_digest", "file_imports", "literals", "references"]
 
 _Node = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Reference = tuple[str, tuple[str, ...]]
@@ -101,6 +102,20 @@ def file_digest(filename: str) -> str | None:
     digest = blake3(syntax(file.tree)).hexdigest()
     note_file(digest, file.tree)
     return digest
+
+
+def literals(filename: str) -> dict[str, Any]:
+    """Return the names to which a source file gives a literal at its top level, with the last one given to each."""
+    file = None if filename.endswith(_COMPILED) else _file(filename, {})
+    found: dict[str, Any] = {}
+    for node in file.tree.body if file else ():
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        for target in targets:
+            if isinstance(target, ast.Name):
+                found.pop(target.id, None)
+                with suppress(ValueError, TypeError, AttributeError):  # an expression that is no literal, or none
+                    found[target.id] = ast.literal_eval(cast("Any", node).value)
+    return found
 
 
 def file_imports(filename: str) -> frozenset[str]:

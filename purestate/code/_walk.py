@@ -21,7 +21,7 @@ from typing import Any, ClassVar, cast
 from purestate.code._class import class_attributes, made_of_user_code, slots, written_over
 from purestate.code._content import DECLARES, content
 from purestate.code._package import Package, importable_name, module_file, package_of_file, package_of_module
-from purestate.code._source import Reference, code_digest, file_digest, file_imports, references
+from purestate.code._source import Reference, code_digest, file_digest, file_imports, literals, references
 from purestate.code._text import note
 from purestate.core._hash import canonical_json, scalar_hash
 from purestate.errors import FingerprintError
@@ -352,8 +352,18 @@ class Walker:
         return {"attributes": hung} if hung else {}
 
     def _module(self, module: ModuleType) -> Json:
-        """Describe a Python module that is used as a value: nobody knows which of its names will be read."""
-        return self._import(module.__name__, {}) or {"module": module.__name__}
+        """Describe a Python module that is used as a value: nobody knows which of its names will be read.
+
+        Its source tells what they are, but for a name that somebody gave another value since: ``config.SCALE = 3``.
+        """
+        description = self._import(module.__name__, {}) or {"module": module.__name__}
+        filename = getattr(module, "__file__", None)
+        if filename is not None and package_of_file(filename) is None:
+            for name, value in literals(filename).items():
+                now = getattr(module, name, value)
+                if type(now) in (*_SCALARS, float, tuple) and (type(now), now) != (type(value), value):
+                    self.parts[f"{module.__name__}.{name}"] = self.inner(name, now)
+        return description
 
     def _import(self, name: str, namespace: dict[str, Any]) -> Json:
         """Describe a module that is imported when the code runs. It may not be loaded yet, so its source is what counts."""

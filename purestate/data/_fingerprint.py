@@ -405,15 +405,20 @@ def _tensor(tensor: torch.Tensor, place: str) -> str:
     if tensor.is_inference():  # nobody counts its changes
         return f"{title} b3:{leaf_hash(tensor)[:32]}"
     state = (tensor._version, tensor.data_ptr(), title, tensor.stride())
-    known = _hashes.get(id(tensor))
-    if known is not None and known[0]() is tensor and known[1] == state:
-        return f"{title} b3:{known[2]}"
-    # memory that numpy has seen can change without torch counting; hashing shows it to numpy, so this is asked before
+    # memory that numpy has seen can change without torch counting, and torch tells that by what it does not resize any more
     countable = tensor.untyped_storage().resizable()
-    digest, key = leaf_hash(tensor)[:32], id(tensor)
+    known = _hashes.get(id(tensor))
+    if countable and known is not None and known[0]() is tensor and known[1] == state:
+        return f"{title} b3:{known[2]}"
+    digest, key = leaf_hash(_unseen(tensor) if countable else tensor)[:32], id(tensor)
     if countable:
         _hashes[key] = (weakref.ref(tensor, lambda _: _hashes.pop(key, None)), state, digest)
     return f"{title} b3:{digest}"
+
+
+def _unseen(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same memory as a storage of its own: hashing shows it to numpy, and the tensor's storage stays unseen."""
+    return torch.from_dlpack(tensor.detach()) if tensor.is_cpu and not tensor.is_conj() and not tensor.is_neg() else tensor
 
 
 def _array(array: np.ndarray) -> str:

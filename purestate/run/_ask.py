@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from purestate.code import describe, describe_module
@@ -18,6 +17,7 @@ from purestate.data._fingerprint import describe_data
 from purestate.run._answers import op_name
 from purestate.run._question import Question, flatten
 from purestate.run._setup import describe_loss
+from purestate.run._switches import switches
 
 __all__ = ["ask_reader", "ask_train", "describe_option"]
 
@@ -97,10 +97,7 @@ def _common(state: State, subtrees: Sequence[str], metrics: Sequence[Metric]) ->
     for name in ("params", "frozen", "buffers"):
         parts |= {f"input.layout.{name}.{leaf}": list(order) for leaf, order in getattr(state, name).orders.items()}
     parts |= describe_module(state.recipe.template)
-    # what forward makes tensors of, where it does not say
-    defaults = {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}
-    usual = {"dtype": torch.float32, "device": torch.device("cpu")}
-    parts |= {f"args.default_{name}": str(value) for name, value in defaults.items() if value != usual[name]}
+    parts |= {f"args.{name}": value for name, value in switches(state.device).items()}
     for metric in metrics:
         parts |= dict(flatten({"higher_is_better": metric.higher_is_better, "fn": describe(metric.fn)}, f"metrics.{metric.name}"))
     return parts
