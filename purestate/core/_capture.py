@@ -131,6 +131,11 @@ class Runner:
         return sum(entry.replay is not None for entry in self._entries.values())
 
     @property
+    def plan(self) -> str:
+        """What runs the step, as far as it came: ``'captured'``, or ``'uncaptured'``."""
+        return "captured" if self.captured else "uncaptured"
+
+    @property
     def writes(self) -> bool:
         """Whether the step was seen to write into parameters."""
         return self._kinds.writes or bool(self.step.written)

@@ -18,7 +18,14 @@ from purestate.core._work import isolated
 __all__ = ["evaluate", "predict"]
 
 
-def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = (), guard: GuardMode = "first") -> dict[str, float]:
+def evaluate(
+    state: State,
+    feed: Feed,
+    *,
+    metrics: Sequence[Metric] = (),
+    guard: GuardMode = "first",
+    plan: dict[str, str] | None = None,
+) -> dict[str, float]:
     """Return the mean loss and metrics of a state over a loader, in eval mode.
 
     Args:
@@ -26,6 +33,7 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = (), guard:
         feed: The batches.
         metrics: Computed beside the loss.
         guard: As for `train`.
+        plan: What ran the last step is noted in it.
 
     Returns:
         ``{'loss': …, 'accuracy': …}``, weighted by samples.
@@ -39,9 +47,11 @@ def evaluate(state: State, feed: Feed, *, metrics: Sequence[Metric] = (), guard:
     state.check()
     with isolated(state):
         runner = evaluate_runner(recipe, metrics, guard)
-        return sweep(
-            runner, dict(state.params), dict(state.frozen), dict(state.buffers), feed, state.key.derive(Tag.EVALUATE), metrics
-        )
+        trees = dict(state.params), dict(state.frozen), dict(state.buffers)
+        found = sweep(runner, *trees, feed, state.key.derive(Tag.EVALUATE), metrics)
+    if plan is not None:
+        plan["step"] = runner.plan
+    return found
 
 
 def predict(state: State, feed: Feed, *, guard: GuardMode = "first") -> list[Any]:

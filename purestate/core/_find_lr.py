@@ -30,6 +30,7 @@ def find_lr(
     max_rate: float = 1.0,
     epochs: int = 1,
     guard: GuardMode = "first",
+    plan: dict[str, str] | None = None,
 ) -> tuple[list[float], list[float], float | None]:
     """Train on a copy with a learning rate that rises exponentially, one rate a step, and return the losses.
 
@@ -43,6 +44,7 @@ def find_lr(
         max_rate: The last.
         epochs: Over how many epochs the rates are spread.
         guard: As for `train`.
+        plan: What ran the last step is noted in it.
 
     Returns:
         ``(rates, losses, suggestion)``: the suggestion is where the smoothed loss falls fastest on the logarithmic axis.
@@ -77,6 +79,8 @@ def find_lr(
                     work.update(out.gradients, out.buffers)
                     losses.append(out.loss)
                     del out
+    if plan is not None:
+        plan |= {"step": runner.plan, "optimizer": work.optimizer_step.plan}
     values = [float(value) for value in torch.stack(losses)]
     finite = list(itertools.takewhile(math.isfinite, values))
     return rates[: len(finite)], finite, _steepest(rates, finite)

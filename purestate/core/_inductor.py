@@ -57,6 +57,11 @@ class InductorRunner(Runner):
         self._compiled: dict[Program, _Compiled] = {}
 
     @property
+    def plan(self) -> str:
+        """What runs the step."""
+        return "inductor"
+
+    @property
     def writes(self) -> bool:
         """Whether a call may write into parameters: one that takes the optimizer's step does, and into moments too."""
         return super().writes or self._update is not None

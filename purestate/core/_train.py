@@ -7,9 +7,9 @@ were is put back before control returns, at a yield, a return or an exception.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Epoch:
         metrics: ``train_loss``, ``val_loss`` and the others, as Python floats.
         lr: The learning rate of each parameter group during the epoch's last step.
         state: The state after the epoch, **lent**: its tensors change with the next epoch. ``state.own()`` keeps it.
+        plan: What ran its last step: ``{'step': 'captured', 'optimizer': 'long'}``; nothing for the evaluation before the first.
     """
 
     n: int
@@ -46,6 +47,7 @@ class Epoch:
     metrics: dict[str, float]
     lr: list[float]
     state: State
+    plan: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def advanced(key: Key, n: int) -> Key:
@@ -124,7 +126,7 @@ def train(
             values, lr = loop.epoch(n, position)
             position = None
             lent = loop.work.lend(key=advanced(loop.key, n))
-        yield Epoch(n, loop.work.epoch, values, lr, lent)
+        yield Epoch(n, loop.work.epoch, values, lr, lent, loop.plan)
 
 
 class _Loop:
@@ -236,6 +238,13 @@ class _Loop:
                 progress.lr = work.rates()
 
         return take
+
+    @property
+    def plan(self) -> dict[str, str]:
+        """What ran the last step."""
+        if isinstance(self.work, Own) or self._train is None:
+            return {"step": "own"}
+        return {"step": self._train.plan, "optimizer": self.work.optimizer_step.plan}
 
     @property
     def batches(self) -> int:

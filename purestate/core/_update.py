@@ -87,6 +87,12 @@ class Update:
         for parameter in self._list:
             parameter.grad = None
 
+    @property
+    def plan(self) -> str:
+        """What takes a step: ``'long'`` tensors, ``'joined'`` with the gradient, or the ``'class'``; and if it is ``'fused'``."""
+        found = "joined" if self._joined is not None else "class" if self._long is None else "long"
+        return f"{found} fused" if any(group.get("fused") for group in self._optimizer.param_groups) else found
+
     def joined(self) -> Joined | None:
         """Return the step of now as part of somebody else's graph, or None if it has to be taken here.
 

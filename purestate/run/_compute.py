@@ -7,7 +7,7 @@ records, the best of them follows from the records (`_select`), and what a kille
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -22,7 +22,8 @@ from purestate.run._again import stream
 from purestate.run._answers import EpochView
 from purestate.run._chain import Trajectory
 from purestate.run._code import of_train
-from purestate.run._environment import environment, prepare
+from purestate.run._envelope import envelope_of
+from purestate.run._environment import difference, environment, prepare
 from purestate.run._memory import give_back
 from purestate.run._question import changes
 from purestate.run._resume import Resumed, ResumePoints, counted
@@ -48,6 +49,8 @@ class Computation:
         self._live: ops.Epoch | None = None
         self._stop = Deferred()
         self._resumed: dict[str, Any] | None = None
+        self._plan: Mapping[str, str] = {}
+        self._elsewhere: dict[str, Any] | None = None
         self._tracer = None if call.trace is None else Tracer(call.trace)
         self._lap: Callable[[str], object] = call.profile.lap if call.profile is not None else lambda phase: None
 
@@ -269,6 +272,7 @@ class Computation:
     def _record(self, train: Trajectory, epoch: ops.Epoch, seconds: float) -> bool:
         """Record an epoch, or hold it against its record. Returns whether it is new."""
         trace = {} if self._tracer is None else {"trace": self._tracer.take(epoch)}
+        self._plan = epoch.plan or self._plan
         if epoch.n in train.epochs:
             self._must_be_recorded(train, epoch)
             return False
@@ -285,10 +289,19 @@ class Computation:
             "seconds": seconds,
             "hash": epoch.state.hash,
         }
+        if (elsewhere := self._computed_elsewhere(train)) and epoch.n > 0:
+            body["environment"] = elsewhere
         if self._resumed is not None:
             body["resumed"], self._resumed = self._resumed, None
         self._ledger.append_soon("epoch", body)
         return True
+
+    def _computed_elsewhere(self, train: Trajectory) -> dict[str, Any]:
+        """What of the environment is another than that in which the train was begun: looked at once."""
+        if self._elsewhere is None:
+            now = environment(self._call.state.device, *self._call.loaders)
+            self._elsewhere = difference(envelope_of(train.start), now)
+        return self._elsewhere
 
     def _must_begin_alike(self, train: Trajectory) -> None:
         """An accepted question may have another input; the epochs that are missing cannot be computed from that one."""
@@ -319,6 +332,10 @@ class Computation:
     def _nearest(self, train: Trajectory, n: int) -> int:
         """The greatest epoch up to ``n`` whose state is at hand; 0 is the input."""
         return max((m for m in (*self._call.states, *train.kept()) if m <= n), default=0)
+
+    def _ran(self) -> dict[str, Any]:
+        """What ran the last step of this call, if it ran one."""
+        return {"plan": {**self._plan, "world_size": 1}} if self._plan else {}
 
     def _conclude(self, train: Trajectory) -> None:
         """Make the answer durable: items first, then the record.
@@ -357,5 +374,5 @@ class Computation:
             body["input"] = keep(call.state)
         code, texts = of_train(self._ledger, train.question)
         self._ledger.put(items | texts)
-        record = self._ledger.append("done", body | code)
+        record = self._ledger.append("done", body | code | self._ran())
         call.answer(train, record, out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +44,7 @@ class Reader:
         question: What is asked.
         compute: Computes the answer: JSON, and tensors to keep.
         unpack: Makes of them what the caller gets.
+        plan: What ran the last step is noted in it when the answer is computed.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Reader:
     question: Question
     compute: Callable[[], tuple[Any, dict[str, torch.Tensor]]]
     unpack: Callable[[Any, Mapping[str, torch.Tensor]], Any]
+    plan: dict[str, str] = field(default_factory=dict[str, str])
 
     def answer(self, ledger: Ledger) -> tuple[Any, bool, str | None]:
         """Return the answer, whether it came from the log, and what an audit said of it.
@@ -85,6 +87,7 @@ class Reader:
                 "answer": answer,
                 "item": digest,
                 "environment": environment(self.state.device),
+                "plan": {**self.plan, "world_size": 1},
             }
             from purestate.run._code import of_reader
 
@@ -111,15 +114,16 @@ def ask_evaluate(state: State, loader: Any, metrics: Sequence[Metric], guard: Gu
     """Ask for the loss and metrics of a state."""
     require(state, "loss", "evaluate")
     state.check()
+    plan: dict[str, str] = {}
 
     def compute() -> tuple[Any, dict[str, torch.Tensor]]:
         from purestate.core import _ops as ops
 
         with _feed(state, loader) as batches:
-            return encode(ops.evaluate(state, batches, metrics=metrics, guard=guard)), {}
+            return encode(ops.evaluate(state, batches, metrics=metrics, guard=guard, plan=plan)), {}
 
     question = ask_reader("evaluate/1", state, loader, metrics=metrics)
-    return Reader("evaluate", state, question, compute, lambda json, _: decode(json))
+    return Reader("evaluate", state, question, compute, lambda json, _: decode(json), plan)
 
 
 def ask_find_lr(
@@ -132,17 +136,19 @@ def ask_find_lr(
         state = setup(state, **changes)
     require(state, "loss", "find_lr")
     require(state, "optimizer", "find_lr")
+    plan: dict[str, str] = {}
 
     def compute() -> tuple[Any, dict[str, torch.Tensor]]:
         from purestate.core import _ops as ops
 
         with _feed(state, loader) as batches:
-            found = ops.find_lr(state, batches, min_rate=min_rate, max_rate=max_rate, epochs=epochs, guard=guard)
+            rates = {"min_rate": min_rate, "max_rate": max_rate}
+            found = ops.find_lr(state, batches, **rates, epochs=epochs, guard=guard, plan=plan)
             return encode(list(found)), {}
 
     args = {"epochs": epochs, "min_rate": float(min_rate), "max_rate": float(max_rate)}
     question = ask_reader("find_lr/1", state, loader, args=args, whole=True)
-    return Reader("find_lr", state, question, compute, lambda json, _: Curve(*decode(json)))
+    return Reader("find_lr", state, question, compute, lambda json, _: Curve(*decode(json)), plan)
 
 
 def ask_predict(state: State, loader: Any, guard: GuardMode) -> Reader:
@@ -159,7 +165,7 @@ def ask_predict(state: State, loader: Any, guard: GuardMode) -> Reader:
         return _renamed(skeleton, names), {names[path]: leaf.detach().cpu() for path, leaf in leaves.items()}
 
     question = ask_reader("predict/1", state, loader)
-    return Reader("predict", state, question, compute, join)
+    return Reader("predict", state, question, compute, join, {"step": "uncaptured"})
 
 
 def _feed(state: State, loader: Any) -> closing[Feed]:
