@@ -62,9 +62,15 @@ def class_attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
             continue
         if members is not None and (key in members or _is_of_enum(key, value)):
             continue
-        yield key, value
+        yield key, _as_written(value)
     for key, value in (members or {}).items():
         yield f"member {key}", value
+
+
+def _as_written(value: Any) -> Any:
+    """Return a method as its class was written: torch wraps the ``step`` of an optimizer when the first of the class is built."""
+    attributes: dict[str, Any] = vars(value) if isinstance(value, FunctionType) else {}
+    return attributes["__wrapped__"] if attributes.get("hooked") is True and "__wrapped__" in attributes else value
 
 
 def _is_of_enum(key: str, value: Any) -> bool:

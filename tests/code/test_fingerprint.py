@@ -240,3 +240,18 @@ def test_a_dict_with_attributes_is_described():
         __getattr__ = dict.__getitem__
 
     assert fingerprint(Dot(a=1)).digest != fingerprint(Dot(a=2)).digest
+
+
+class Counted(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+
+
+def test_an_optimizer_of_ones_own_is_the_same_before_and_after_one_is_built():
+    class Again(Counted):
+        def step(self, closure=None):
+            super().step(closure)
+
+    before = describe(Again)
+    Again([nn.Parameter(torch.ones(1))], lr=0.1)  # torch wraps the class's step now
+    assert describe(Again) == before
