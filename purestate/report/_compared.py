@@ -12,9 +12,10 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from purestate.core._digest import short
-from purestate.report._opened import Run, environment_of
+from purestate.report._opened import Run
 from purestate.report._report import Report
 from purestate.run._chain import RecordLike, Trajectory, as_recorded
+from purestate.run._envelope import contrast, elsewhere, envelope_of
 from purestate.run._question import causes, said
 
 __all__ = ["Difference", "LogComparison", "RecordPair", "Verdict", "compare_logs", "part_of"]
@@ -79,12 +80,12 @@ class LogComparison(Report):
 
     Args:
         verdict: ``'equal'``; ``'unexplained'``, which is a finding: results differ and nothing that their bits may depend on
-            does; ``'expected'``: so does what they depend on; ``'unknown'``.
+            does; ``'expected'``: so does what they depend on; ``'unknown'``, also where data was only probed.
         because: What explains it, or why it is not known.
         compared: How many pairs of records have the same content.
         first: The first pair in which anything that was asked or came out differs.
         result: The first pair in which what came out differs, which may be the same.
-        envelope: What differs between the environments in which the trains were computed that far.
+        envelope: What differs between the environments in which the trains were computed that far, and what ran their steps.
     """
 
     verdict: Verdict
@@ -125,6 +126,9 @@ class _Walk:
     pairs: list[RecordPair] = field(default_factory=list[RecordPair])
     envelope: list[Difference] = field(default_factory=list[Difference])
     doubts: list[str] = field(default_factory=list[str])
+    """Why a difference that nothing explains may have an explanation."""
+    probed: list[str] = field(default_factory=list[str])
+    """Whose data may differ although nothing says so."""
 
     def note(self, pair: RecordPair) -> None:
         if pair.differences:
@@ -187,15 +191,16 @@ def part_of(name: str) -> str:
 def _trains(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, same: int) -> None:
     with as_recorded(ours.start), as_recorded(theirs.start):
         walk.note(RecordPair(f"train {op}", ours.start.seq, theirs.start.seq, tuple(_asked(ours.start, theirs.start))))
-        walk.envelope += _environments(op, ours.start, theirs.start)
-        for name, train in (("the first", ours), ("the second", theirs)):
-            if not environment_of(train.start):
-                walk.doubts.append(f"train {op} of {name} does not say in what environment it was computed")
-            walk.doubts += [
-                f"the data of train {op} was only probed: what lies between the samples may differ"
-                for kind in ("train_data.kind", "val_data.kind")
-                if train.question["parts"].get(kind) == "probed"
-            ]
+        _environments(walk, f"train {op}", ours.start, theirs.start)
+        if ours.done and theirs.done:
+            _environments(walk, f"train {op}", ours.done[0], theirs.done[0])
+        if not (_end(ours) < same and _end(theirs) < same):  # else they are the same records
+            _look_at_data(walk, f"train {op}", ours.start, theirs.start)
+    _epoch_by_epoch(walk, op, ours, theirs, same)
+    _moved(walk, op, ours, theirs)
+
+
+def _epoch_by_epoch(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, same: int) -> None:
     for n in sorted(ours.epochs.keys() | theirs.epochs.keys()):
         x, y = ours.epochs.get(n), theirs.epochs.get(n)
         if x is None or y is None:
@@ -221,12 +226,42 @@ def _asked(x: RecordLike, y: RecordLike) -> Iterator[Difference]:
             yield Difference(part_of(name), said(name), a, b)
 
 
-def _environments(op: int, x: RecordLike, y: RecordLike) -> list[Difference]:
-    ours, theirs = (environment_of(record) for record in (x, y))
-    if not ours or not theirs:
-        return []
-    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    return [Difference("environment", f"train {op}: {name}", ours.get(name), theirs.get(name)) for name in names]
+def _end(train: Trajectory) -> int:
+    """The number of a train's last record that is compared."""
+    return max(record.seq for record in (train.start, *train.epochs.values(), *train.done))
+
+
+def _environments(walk: _Walk, place: str, x: RecordLike, y: RecordLike) -> None:
+    found = contrast(envelope_of(x), envelope_of(y))
+    walk.envelope += [Difference("environment", f"{place}: {name}", a, b) for name, a, b in found.differing]
+    if found.untold:
+        walk.doubts.append(f"only one of both says for {place}: {', '.join(found.untold)}")
+    for name, record in (("the first", x), ("the second", y)):
+        if found.missing and record.kind != "done" and not envelope_of(record):
+            walk.doubts.append(f"{place} of {name} does not say in what environment it was computed")
+
+
+def _moved(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory) -> None:
+    """Note in which epochs, as far as they were compared, one was computed elsewhere than it began and the other was not."""
+    differing = walk.found("result")
+    last = None if differing is None or ", epoch " not in differing.place else int(differing.place.rpartition(" ")[2])
+    begun = [envelope_of(train.start) for train in (ours, theirs)]
+    moved = [dict(elsewhere(train, last)) for train in (ours, theirs)]
+    told: set[str] = set()
+    for n in sorted({*moved[0], *moved[1]}):
+        a, b = ({**start, **there.get(n, {})} for start, there in zip(begun, moved, strict=True))
+        for name in {**moved[0].get(n, {}), **moved[1].get(n, {})}:
+            if name not in told and a.get(name) != b.get(name):
+                told.add(name)
+                walk.envelope.append(Difference("environment", f"train {op}, epoch {n}: {name}", a.get(name), b.get(name)))
+
+
+def _look_at_data(walk: _Walk, place: str, *records: RecordLike) -> None:
+    for record in records:
+        with as_recorded(record):
+            parts = record.body["question"]["parts"]
+            if any(parts.get(f"{data}.kind") == "probed" for data in _DATA):
+                walk.probed.append(f"the data of {place} was only probed: what lies between the samples may differ")
 
 
 def _of_epoch(record: RecordLike) -> Any:
@@ -241,7 +276,7 @@ def _of_epoch(record: RecordLike) -> Any:
 
 
 def _told(record: RecordLike) -> dict[str, Any]:
-    return {name: value for name, value in record.body.items() if name not in ("of", "seconds", "resumed")}
+    return {name: value for name, value in record.body.items() if name not in ("of", "seconds", "resumed", "environment")}
 
 
 def _epochs(x: RecordLike, y: RecordLike) -> Iterator[Difference]:
@@ -276,8 +311,10 @@ def _readings(walk: _Walk, a: Run, b: Run) -> None:
             values = [(record.body.get("answer"), record.body.get("item")) for record in (x, y)]
             told = () if values[0] == values[1] else (Difference("result", "answer", *values),)
             walk.note(RecordPair(x.kind, x.seq, y.seq, told))
+            if x.digest != y.digest:
+                _look_at_data(walk, x.kind, x, y)
             if told:
-                walk.envelope += _environments(-1, x, y)
+                _environments(walk, x.kind, x, y)
 
 
 def _verdict(walk: _Walk) -> tuple[Verdict, tuple[str, ...]]:
@@ -287,12 +324,13 @@ def _verdict(walk: _Walk) -> tuple[Verdict, tuple[str, ...]]:
         inside = list(dict.fromkeys(one.what.rpartition(": ")[2] for one in walk.envelope))
         if parts or inside:
             return "expected", (*parts, *([f"the envelope in {', '.join(inside)}"] if inside else []))
-        return ("unknown", tuple(dict.fromkeys(walk.doubts))) if walk.doubts else ("unexplained", ())
+        doubts = tuple(dict.fromkeys([*walk.doubts, *walk.probed]))
+        return ("unknown", doubts) if doubts else ("unexplained", ())
     if (pair := walk.found("extent")) is not None:
         return "unknown", (f"from {pair.place} on there is nothing to compare with",)
     if walk.compared == 0 and not walk.pairs:
         return "unknown", ("nothing was recorded that could be compared",)
-    return "equal", ()
+    return ("unknown", tuple(dict.fromkeys(walk.probed))) if walk.probed else ("equal", ())
 
 
 def _common(a: Sequence[RecordLike], b: Sequence[RecordLike]) -> int:

@@ -177,7 +177,7 @@ def test_a_report_is_text_json_and_html(golden, planted):
     assert told["ok"] is False
     assert told["log"]["verdict"] == "unexplained"
     assert told["log"]["first"]["differences"][0]["part"] == "result"
-    assert "<pre>" in found._repr_html_()
+    assert "<table>" in found._repr_html_()
     assert "train 0, epoch 2" in str(found)
 
 
@@ -185,3 +185,95 @@ def test_two_ops_of_one_checkpoint_have_no_two_logs(golden):
     found = compare(RunName(golden.store, "adam", 0), RunName(golden.store, "adam", 1))
     assert found.log is None
     assert not found.ok
+
+
+def computed_elsewhere(n, **environment):
+    def change(bodies):
+        seqs = [seq for seq, (kind, body) in enumerate(bodies) if kind == "epoch" and body["of"] == 1 and body["n"] == n]
+        bodies[seqs[0]][1]["environment"] = environment
+
+    return change
+
+
+def test_an_epoch_that_was_computed_elsewhere_explains_what_comes_after_it(golden, planted):
+    def change(bodies):
+        computed_elsewhere(1, threads=8)(bodies)
+        other_result(bodies)
+
+    found = compared(golden, planted(change))
+    assert (found.verdict, found.because) == ("expected", ("the envelope in threads",))
+    assert [(one.what, one.a, one.b) for one in found.envelope] == [("train 0, epoch 1: threads", 1, 8)]
+    assert found.first.place == "train 0, epoch 2"
+
+
+def test_an_epoch_that_was_computed_elsewhere_explains_nothing_before_it(golden, planted):
+    def change(bodies):
+        computed_elsewhere(2, threads=8)(bodies)
+        other_result(bodies, seq=3)
+
+    found = compared(golden, planted(change))
+    assert (found.verdict, found.envelope, found.first.place) == ("unexplained", (), "train 0, epoch 1")
+
+
+def test_an_epoch_that_was_computed_elsewhere_and_came_out_the_same_is_equal(golden, planted):
+    found = compared(golden, planted(computed_elsewhere(2, threads=8)))
+    assert (found.verdict, found.compared) == ("equal", 10)
+    assert [one.what for one in found.envelope] == ["train 0, epoch 2: threads"]
+
+
+def test_what_only_one_of_them_says_of_its_envelope_may_explain_it(golden, planted):
+    def change(bodies):
+        bodies[1][1]["environment"] |= {"numpy": "2.4.6"}
+        other_result(bodies)
+
+    found = compared(golden, planted(change))
+    assert (found.verdict, found.because) == ("unknown", ("only one of both says for train 0: numpy",))
+
+
+def test_another_plan_explains_another_result(golden, planted):
+    def plan(step, change=lambda bodies: None):
+        def plant(bodies):
+            change(bodies)
+            done = next(body for kind, body in bodies if kind == "done")
+            done["plan"] = {"step": step, "world_size": 1}
+
+        return plant
+
+    a = planted(plan("captured"))
+    assert compared(a, planted(plan("inductor", other_result))).because == ("the envelope in plan step",)
+    assert compared(a, planted(plan("captured", other_result))).verdict == "unexplained"
+    assert compared(golden, planted(plan("captured", other_result))).verdict == "unexplained"
+
+
+def test_data_that_was_only_probed_is_never_known_to_be_equal(golden, planted):
+    def probed(bodies):
+        asked(bodies, 1, train_data__kind="probed")
+
+    def later(bodies):
+        probed(bodies)
+        bodies[0][1]["description"] = "another run"
+
+    a = planted(probed)
+    assert compared(a, a).verdict == "equal"  # they are the same records
+    found = compared(a, planted(later))
+    assert (found.verdict, found.result) == ("unknown", None)
+    assert "only probed" in found.because[0]
+
+
+@pytest.mark.parametrize("what", ["environment", "data", "result"])
+def test_answers_of_readers_are_compared_likewise(golden, planted, what):
+    def reader(result):
+        def plant(bodies):
+            body = next(body for kind, body in bodies if kind == "evaluate")
+            if result:
+                body["answer"] = {"loss": 0.25}
+            if what == "environment" and result:
+                body["environment"] |= {"threads": 8}
+            if what == "data":
+                body["question"]["parts"]["data.kind"] = "probed"
+
+        return plant
+
+    found = compared(planted(reader(False)), planted(reader(True)))
+    assert found.first.place == "evaluate"
+    assert found.verdict == {"environment": "expected", "data": "unknown", "result": "unexplained"}[what]
