@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from purestate.interop._jax import to_jax as to_jax
     from purestate.interop._names import flatten as flatten
     from purestate.interop._names import nest as nest
+    from purestate.report._audit import audit as audit
+    from purestate.report._compare import compare as compare
     from purestate.run import Checkpoint as Checkpoint
     from purestate.run import CheckpointInfo as CheckpointInfo
     from purestate.run import Curve as Curve
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from purestate.run import _policy
     from purestate.run import plot_metrics as plot_metrics
     from purestate.run import setup as setup
+    from purestate.run._foreign import from_orbax as from_orbax
     from purestate.run._verify import verify_resume as verify_resume
 
     keep = _policy
@@ -78,12 +81,15 @@ _LATER = {
     "State": "purestate.core._state",
     "Store": "purestate.run",
     "Summary": "purestate.run",
+    "audit": "purestate.report._audit",
     "averaged": "purestate.core._ema",
+    "compare": "purestate.report._compare",
     "diff": "purestate.core._diff",
     "flatten": "purestate.interop._names",
     "freeze": "purestate.core._edit",
     "from_flax": "purestate.interop._flax",
     "from_jax": "purestate.interop._jax",
+    "from_orbax": "purestate.run._foreign",
     "init": "purestate.core._init",
     "make_loss": "purestate.core._pure",
     "make_step": "purestate.core._pure",

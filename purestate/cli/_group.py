@@ -13,6 +13,7 @@ from purestate.errors import (
     CheckpointNotFoundError,
     InvalidIdError,
     PureStateError,
+    ScriptError,
     SetupError,
     StateError,
     UsageError,
@@ -20,8 +21,8 @@ from purestate.errors import (
 
 __all__ = ["cli"]
 
-_COMMANDS = ("accept", "check", "diff", "export", "gc", "hash", "log", "ls", "repair", "reset", "rm", "show")
-_WRONG_CALL = (UsageError, CheckpointExistsError, CheckpointNotFoundError, InvalidIdError, SetupError, StateError)
+_COMMANDS = ("accept", "audit", "check", "diff", "export", "gc", "hash", "log", "ls", "repair", "reset", "rm", "show")
+_WRONG_CALL = (UsageError, CheckpointExistsError, CheckpointNotFoundError, InvalidIdError, ScriptError, SetupError, StateError)
 """What is no finding. Anything else that a store says is one."""
 
 

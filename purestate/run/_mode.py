@@ -65,12 +65,15 @@ def mode() -> Mode:
 
 
 def mode_of(backend: Backend) -> Mode:
-    """Return what ops of a store are to do now: where nothing is ever kept, an audit has nothing to compare, and they compute."""
+    """Return what ops of a store are to do now: where an audit has nothing to compare with, they compute as they always do.
+
+    That is a store that keeps nothing, and in a process that was started for an audit one that is in its memory.
+    """
     found = mode()
     if found == "audit":
-        from purestate.store._memory import NullBackend
+        from purestate.store._memory import MemoryBackend, NullBackend
 
-        return "record" if isinstance(backend, NullBackend) else found
+        return "record" if isinstance(backend, MemoryBackend if _auditors else NullBackend) else found
     return found
 
 
