@@ -5,6 +5,7 @@ It returns what is there. Whether those are the right bytes is for `_items` to s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,22 @@ def read_foreign(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     except _STATUSES as error:
         raise UnreadableLeafError("", str(error)) from None
     opened: dict[str, Any] = {}
+    about = {"fill_missing_data_reads": not _writes_zeros(folder)}
     for key in keys:
         name, _, last = key.rpartition("/")
         if driver := _METADATA.get(last):
             place = {**store, "path": f"{name}/" if store is not base else f"{folder}/{name}/"}
-            opened[name] = ts.open({"driver": driver, "kvstore": place}, open=True)
+            opened[name] = ts.open({"driver": driver, "kvstore": place, **about}, open=True)
     started = {name: _wait(name, future).read() for name, future in opened.items()}
     return {name: np.asarray(_wait(name, future)) for name, future in started.items()}
+
+
+def _writes_zeros(folder: Path) -> bool:
+    """Whether Orbax wrote pieces of zeros too, so that one which is not there is lost. Older versions left them out."""
+    try:
+        return json.loads((folder / "_METADATA").read_bytes())["store_array_data_equal_to_fill_value"] is True
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 _STATUSES = (ValueError, OSError, NotImplementedError)
