@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from purestate.cli._shared import RUN, reported
+from purestate.cli._shared import RUN_OR_FILE, reported
 
 if TYPE_CHECKING:
     from purestate.report._hashed import Hashes
@@ -14,15 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-class _RunOrFile(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]: older versions of click take none
-    name = "run or file"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
-        return RUN.shell_complete(ctx, param, incomplete)
-
-
 @click.command("hash")
-@click.argument("run_or_file", type=_RunOrFile())
+@click.argument("run_or_file", type=RUN_OR_FILE)
 @reported
 def command(run_or_file: str) -> Hashes:
     """Print the hashes of a run or a file.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from purestate.report._name import RunName
     from purestate.report._report import Report
 
-__all__ = ["RUN", "STORE", "confirmed", "json_option", "reported"]
+__all__ = ["RUN", "RUN_OR_FILE", "STORE", "confirmed", "json_option", "reported"]
 
 
 class _Run(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]: older versions of click take none
@@ -40,10 +40,19 @@ class _Store(_Run):
         return found
 
 
+class _RunOrFile(_Run):
+    name = "run or file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value
+
+
 RUN = _Run()
 """A run: ``STORE[:CHECKPOINT[@OP]]``."""
 STORE = _Store()
 """A store, as the same."""
+RUN_OR_FILE = _RunOrFile()
+"""A run, or the name of a file or a folder; as it was written."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

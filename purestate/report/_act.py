@@ -76,10 +76,18 @@ def accept(name: RunName) -> Done:
 def export(name: RunName, path: Path) -> Done:
     """Write answers, or the kept epochs of a train, for Orbax. See `purestate.run._store.Store.export_orbax`.
 
+    Raises:
+        UsageError: There is no such run, or there is something in the folder.
+
     Effects:
         As there.
     """
     run = open_run(name)
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(
+            f"Expected a folder that is empty or not there, got {str(path)!r}, in which there is something.",
+            fix="Give another path.",
+        )
     from purestate.run._store import Store
 
     with Store(name.store) as store:

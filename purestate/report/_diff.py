@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from purestate.report._compared import LogComparison, compare_logs
 from purestate.report._name import RunName
 from purestate.report._opened import Run, open_run
-from purestate.report._report import Report
+from purestate.report._report import Report, fragment
 from purestate.report._states import StateComparison, compare_states
+from purestate.store._disk import DiskBackend
 
-__all__ = ["RunComparison", "compare"]
+__all__ = ["RunComparison", "compare", "compare_runs"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,14 @@ class RunComparison(Report):
         states = "states: there is no answer to compare" if self.state is None else str(self.state)
         return "\n".join([f"a: {self.a}", f"b: {self.b}", *([] if self.log is None else [str(self.log)]), states])
 
+    def to_html(self) -> str:
+        """Return what differs as tables: a fragment for a page."""
+        states = fragment("states: there is no answer to compare") if self.state is None else self.state.to_html()
+        return "\n".join([fragment(f"a: {self.a}", f"b: {self.b}"), *([] if self.log is None else [self.log.to_html()]), states])
+
 
 def compare(a: RunName, b: RunName) -> RunComparison:
-    """Compare two runs.
+    """Compare two runs. See `compare_runs`.
 
     Args:
         a: A checkpoint, or a train of it.
@@ -52,10 +58,28 @@ def compare(a: RunName, b: RunName) -> RunComparison:
         CorruptLogError: A log is damaged.
         MissingSnapshotError: The bytes of a leaf that differs are not in the store.
     """
-    runs = open_run(a), open_run(b)
-    same = runs[0].backend.path == runs[1].backend.path and runs[0].id == runs[1].id
-    log = None if same and a.op != b.op else compare_logs(*runs)
-    return RunComparison(str(runs[0].name), str(runs[1].name), log, _states(*runs))
+    return compare_runs(open_run(a), open_run(b))
+
+
+def compare_runs(a: Run, b: Run) -> RunComparison:
+    """Compare two runs, of folders or of memory.
+
+    Args:
+        a: A checkpoint, or a train of it. Not modified.
+        b: Another, of any store. Not modified.
+
+    Raises:
+        UsageError: A train that was named is not there, or not finished.
+        CorruptLogError: A record does not hold what its kind does.
+        MissingSnapshotError: The bytes of a leaf that differs are not in the store.
+    """
+    one = a.id == b.id and _place(a) == _place(b)
+    log = None if one and a.name.op != b.name.op else compare_logs(a, b)
+    return RunComparison(str(a.name), str(b.name), log, _states(a, b))
+
+
+def _place(run: Run) -> object:
+    return run.backend.path if isinstance(run.backend, DiskBackend) else run.backend
 
 
 def _states(a: Run, b: Run) -> StateComparison | None:

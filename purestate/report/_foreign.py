@@ -1,15 +1,16 @@
 """Files of others as leaves with hashes: an Orbax folder, a safetensors file, a weights-only torch file.
 
-The bytes are read and hashed, whatever a file says of itself. Nothing is unpickled that could run code.
+The bytes are read and hashed, whatever a file says of itself. Nothing is unpickled that could run code. `leaves_of` reads every
+leaf and keeps none; `tensors_of` returns those that are asked for.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import unquote
 
 from purestate.core._digest import bytes_hash
@@ -17,7 +18,12 @@ from purestate.errors import UsageError
 from purestate.report._leaf import LeafHash
 from purestate.store._layout import ITEM_META
 
-__all__ = ["leaves_of"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["leaves_of", "tensors_of"]
+
+_Found = TypeVar("_Found")
 
 _SAFETENSORS = {
     "BOOL": ("bool", 1),
@@ -53,26 +59,50 @@ def leaves_of(path: Path) -> tuple[LeafHash, ...]:
     Raises:
         UsageError: It is not there, is none of the three kinds, or is damaged.
     """
-    if path.is_dir():
-        found = _orbax(path)
-    elif not path.exists():
-        raise UsageError(f"There is no file or folder {str(path)!r}.")
+    kind = _kind(path)
+    if kind == "safetensors":  # without torch
+        found = _safetensors(path, _slice_hash)
     else:
-        with path.open("rb") as file:
-            begin = file.read(9)
-        if begin[:2] in (b"PK", _LEGACY):
-            found = _torch(path)
-        elif len(begin) == 9 and begin[8:] == b"{":
-            found = _safetensors(path)
-        else:
-            raise UsageError(
-                f"{str(path)!r} is no file that can be hashed leaf by leaf.",
-                cause="Expected an Orbax folder, a safetensors file, or a torch file of weights.",
-            )
+        found = (_hashed(name, value) for name, value in (_torch(path) if kind == "torch" else _orbax(path)))
     return tuple(sorted(found, key=lambda leaf: leaf.name))
 
 
-def _safetensors(path: Path) -> Iterator[LeafHash]:
+def tensors_of(path: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return some leaves of a file, or of a folder, on the CPU.
+
+    Args:
+        path: As for `leaves_of`.
+        names: Which. Those that are not there are left out.
+
+    Raises:
+        UsageError: As there.
+    """
+    kind = _kind(path)
+    if kind == "safetensors":
+        found = _safetensors(path, lambda *leaf: (leaf[0], _slice_tensor(*leaf) if leaf[0] in names else None))
+        return {name: tensor for name, tensor in found if tensor is not None}
+    return {name: _tensor(value) for name, value in (_torch(path) if kind == "torch" else _orbax(path)) if name in names}
+
+
+def _kind(path: Path) -> Literal["orbax", "torch", "safetensors"]:
+    if path.is_dir():
+        return "orbax"
+    if not path.exists():
+        raise UsageError(f"There is no file or folder {str(path)!r}.")
+    with path.open("rb") as file:
+        begin = file.read(9)
+    if begin[:2] in (b"PK", _LEGACY):
+        return "torch"
+    if len(begin) == 9 and begin[8:] == b"{":
+        return "safetensors"
+    raise UsageError(
+        f"{str(path)!r} is no file that can be hashed leaf by leaf.",
+        cause="Expected an Orbax folder, a safetensors file, or a torch file of weights.",
+    )
+
+
+def _safetensors(path: Path, read: Callable[[str, str, tuple[int, ...], memoryview], _Found]) -> Iterator[_Found]:
+    """Yield what ``read`` makes of each leaf: of its name, its dtype, its shape and its bytes."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > _LONGEST_HEADER:
@@ -82,29 +112,61 @@ def _safetensors(path: Path) -> Iterator[LeafHash]:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
                 for name, about in header.items():
                     if name != "__metadata__":
-                        yield _slice(name, about, view, 8 + size)
+                        dtype, shape, first, last = _slice(name, about, len(view) - 8 - size)
+                        with view[8 + size + first : 8 + size + last] as leaf:
+                            yield read(name, dtype, shape, leaf)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise _damaged(path, str(error)) from None
 
 
-def _slice(name: str, about: Mapping[str, Any], data: memoryview, start: int) -> LeafHash:
+def _slice(name: str, about: Mapping[str, Any], room: int) -> tuple[str, tuple[int, ...], int, int]:
     dtype, width = _SAFETENSORS[about["dtype"]]
     shape = tuple(int(n) for n in about["shape"])
     first, last = about["data_offsets"]
     size = width
     for n in shape:
         size *= n
-    if last - first != size or first < 0 or start + last > len(data):
+    if last - first != size or first < 0 or last > room:
         raise ValueError(f"leaf {name!r} has other bytes than its shape says")
-    with data[start + first : start + last] as leaf:
-        return LeafHash(name, dtype, shape, bytes_hash(dtype, shape, leaf))
+    return dtype, shape, first, last
 
 
-def _torch(path: Path) -> Iterator[LeafHash]:
+def _slice_hash(name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> LeafHash:
+    return LeafHash(name, dtype, shape, bytes_hash(dtype, shape, data))
+
+
+def _slice_tensor(name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> torch.Tensor:
+    import torch
+
+    del name
+    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if len(data) else torch.empty(0, dtype=torch.uint8)
+    return flat.view(getattr(torch, dtype)).reshape(shape)
+
+
+def _hashed(name: str, value: Any) -> LeafHash:
+    """Return the hash of a tensor or a numpy array."""
+    import torch
+
+    from purestate.core._arrays import array_hash
+    from purestate.core._hash import dtype_name
+
+    dtype = dtype_name(value.dtype) if isinstance(value, torch.Tensor) else value.dtype.name
+    return LeafHash(name, dtype, tuple(value.shape), array_hash(value, name))
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value
+    flat = torch.from_numpy(np.array(value, order="C").reshape(-1).view(np.uint8))
+    return flat.view(getattr(torch, value.dtype.name)).reshape(value.shape)
+
+
+def _torch(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
     from torch._weights_only_unpickler import UnpicklingError  # pyright: ignore[reportPrivateImportUsage]: what torch raises
-
-    from purestate.core._hash import dtype_name, leaf_hash
 
     with path.open("rb") as file:
         mapped = file.read(2) == b"PK"
@@ -116,8 +178,7 @@ def _torch(path: Path) -> Iterator[LeafHash]:
             cause="It is damaged, or holds objects, which run code when they are read.",
             fix="Where it was made: torch.save(model.state_dict(), path).",
         ) from None
-    for name, tensor in _flat(loaded, "", path).items():
-        yield LeafHash(name, dtype_name(tensor.dtype), tuple(tensor.shape), leaf_hash(tensor))
+    yield from _flat(loaded, "", path).items()
 
 
 def _flat(value: Any, name: str, path: Path) -> dict[str, Any]:
@@ -136,20 +197,18 @@ def _flat(value: Any, name: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def _orbax(path: Path) -> Iterator[LeafHash]:
-    from purestate.core._arrays import array_hash
-    from purestate.core._hash import leaf_hash
+def _orbax(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield names and tensors of an item of a store, or names and numpy arrays of what somebody else wrote."""
     from purestate.store._reader import UnreadableLeafError, read_arrays, read_foreign
     from purestate.store._tensors import LeafMeta, empty
 
+    path = path.absolute()  # TensorStore takes no "."
     try:
         if (path / ITEM_META).exists():  # an item of a store: dtypes that Orbax lacks are named there
             noted = json.loads((path / ITEM_META).read_bytes())["leaves"]
             metas = {name: LeafMeta.from_json(fields) for name, fields in noted.items()}
             read = read_arrays(path, {name: meta for name, meta in metas.items() if meta.size})
-            for name, meta in metas.items():
-                tensor = read[name] if name in read else empty(meta)
-                yield LeafHash(name, meta.dtype, tuple(meta.shape), leaf_hash(tensor))
+            yield from ((name, read[name] if name in read else empty(meta)) for name, meta in metas.items())
             return
         arrays = read_foreign(path)
     except UnreadableLeafError as error:
@@ -163,8 +222,7 @@ def _orbax(path: Path) -> Iterator[LeafHash]:
             cause=f"There are {', '.join(below)}." if below else "Expected a folder with a file _METADATA.",
             available=below,
         )
-    for key, array in arrays.items():
-        yield LeafHash(unquote(key), array.dtype.name, array.shape, array_hash(array, key))
+    yield from ((unquote(key), array) for key, array in arrays.items())
 
 
 def _damaged(path: Path, reason: str) -> UsageError:

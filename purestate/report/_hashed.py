@@ -10,9 +10,8 @@ from typing import Any
 from purestate.core._digest import tree_hash
 from purestate.report._foreign import leaves_of
 from purestate.report._leaf import LeafHash
-from purestate.report._name import RunName, is_store
-from purestate.report._opened import Run, open_run
-from purestate.report._report import Report
+from purestate.report._opened import Run, open_run_or_file
+from purestate.report._report import Report, fragment
 from purestate.run._chain import as_recorded
 from purestate.view import html_table, text_table
 
@@ -42,8 +41,10 @@ class Hashes(Report):
         state = [] if self.state is None else [f"state {self.state}"]
         return "\n".join([*state, f"tree  {self.tree}", text_table(self._rows(), _HEADER)])
 
-    def _repr_html_(self) -> str:
-        return html_table(self._rows(), _HEADER)
+    def to_html(self) -> str:
+        """Return the leaves as a table: a fragment for a page."""
+        state = [] if self.state is None else [f"state {self.state}"]
+        return fragment(self.name, *state, f"tree {self.tree}", ("", html_table(self._rows(), _HEADER)))
 
     def _rows(self) -> list[list[Any]]:
         return [[leaf.name, leaf.dtype, str(list(leaf.shape)), leaf.hash] for leaf in self.leaves]
@@ -59,11 +60,10 @@ def hashes(text: str) -> Hashes:
         MissingSnapshotError: The run's bytes are not in the store.
         CorruptItemError: What is noted beside them is not of them.
     """
-    path = Path(text)
-    if path.exists() and not is_store(path):
-        leaves = leaves_of(path)
+    run = open_run_or_file(text)
+    if isinstance(run, Path):
+        leaves = leaves_of(run)
         return Hashes(text, None, _tree(leaves), leaves)
-    run = open_run(RunName.parse(text))
     _, _, record, snapshot = run.answer()
     with as_recorded(record):
         leaves = tuple(sorted(_noted(run, snapshot), key=lambda leaf: leaf.name))

@@ -9,7 +9,7 @@ from typing import Any
 from purestate.core._digest import short
 from purestate.report._name import RunName
 from purestate.report._opened import Run, open_run
-from purestate.report._report import Report, seconds
+from purestate.report._report import Report, fragment, seconds
 from purestate.run._chain import READERS, RecordLike, as_recorded
 from purestate.run._maintain import voided
 from purestate.run._question import said
@@ -86,11 +86,14 @@ class History(Report):
 
     def __str__(self) -> str:
         rows = [entry.cells() for entry in self.entries]
-        torn = [f"{self.torn} bytes of a last line that is being written, or that a crash cut short"] if self.torn else []
-        return "\n".join([text_table(rows, _HEADER), *torn, f"head {self.head}"])
+        return "\n".join([text_table(rows, _HEADER), *self._torn(), f"head {self.head}"])
 
-    def _repr_html_(self) -> str:
-        return html_table([entry.cells() for entry in self.entries], _HEADER)
+    def to_html(self) -> str:
+        """Return the records as a table: a fragment for a page."""
+        return fragment(("", html_table([entry.cells() for entry in self.entries], _HEADER)), *self._torn(), f"head {self.head}")
+
+    def _torn(self) -> list[str]:
+        return [f"{self.torn} bytes of a last line that is being written, or that a crash cut short"] if self.torn else []
 
 
 def history(name: RunName) -> History:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["LeafComparison", "LeafHash"]
+from purestate.view import html_table
+
+__all__ = ["LeafComparison", "LeafHash", "leaf_table"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,25 @@ class LeafComparison:
         ulps = "" if self.ulps is None else f", {self.ulps} ulps"
         norms = "" if self.norms is None else f", norms {self.norms[0]:.6g} | {self.norms[1]:.6g}"
         return f"{self.path} {self.a}: {self.changed} of {self.elements} elements, by up to {self.largest:.3g}{ulps}{norms}"
+
+
+def leaf_table(leaves: Sequence[LeafComparison]) -> list[tuple[str, str]]:
+    """Return a titled HTML table of leaves that differ; nothing where none does."""
+    rows = [
+        [
+            leaf.path,
+            _cut(leaf.a),
+            _cut(leaf.b),
+            leaf.elements,
+            leaf.changed,
+            leaf.largest,
+            leaf.ulps,
+            *(leaf.norms or (None, None)),
+        ]
+        for leaf in leaves
+    ]
+    header = ["leaf", "a", "b", "elements", "changed", "largest", "ulps", "norm a", "norm b"]
+    return [("leaves that differ", html_table(rows, header))] if rows else []
 
 
 def _cut(text: str) -> str:

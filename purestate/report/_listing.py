@@ -11,7 +11,7 @@ from purestate.core._digest import short
 from purestate.errors import PureStateError, StoreError
 from purestate.report._name import RunName
 from purestate.report._opened import Run, bytes_of, open_store, time_of
-from purestate.report._report import Report, seconds
+from purestate.report._report import Report, fragment, seconds
 from purestate.run._chain import as_recorded
 from purestate.run._maintain import named
 from purestate.store._disk import DiskBackend
@@ -99,8 +99,10 @@ class StoreListing(Report):
             return f"{self.store}: no checkpoint"
         return "\n".join([text_table(self._rows(), _HEADER), *self._problems(), f"{in_bytes(self.bytes)} in {self.store}"])
 
-    def _repr_html_(self) -> str:
-        return html_table(self._rows(), _HEADER)
+    def to_html(self) -> str:
+        """Return the tree as a table: a fragment for a page."""
+        table = [("", html_table(self._rows(), _HEADER))] if self.checkpoints else []
+        return fragment(*table, *self._problems(), f"{in_bytes(self.bytes)} in {self.store}")
 
     def _rows(self) -> list[list[Any]]:
         return [[branch + found.id, *_cells(found)] for branch, found in _tree(self.checkpoints)]

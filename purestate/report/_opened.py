@@ -11,11 +11,11 @@ from typing import Any
 from purestate.errors import StoreError, UsageError
 from purestate.report._name import RunName, is_store, stores_below
 from purestate.run._chain import Chain, RecordLike, Trajectory, as_recorded
+from purestate.store._backend import Backend, Log
 from purestate.store._disk import DiskBackend
 from purestate.store._files import files_below
-from purestate.store._log import DiskLog
 
-__all__ = ["Run", "bytes_of", "environment_of", "open_run", "open_store", "time_of"]
+__all__ = ["Run", "bytes_of", "environment_of", "open_run", "open_run_or_file", "open_store", "time_of"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,24 @@ class Run:
     """
 
     name: RunName
-    backend: DiskBackend
-    log: DiskLog
+    backend: Backend
+    log: Log
 
     @property
     def id(self) -> str:
         """The checkpoint."""
         return self.log.id
+
+    @property
+    def folder(self) -> Path:
+        """Where the store is.
+
+        Raises:
+            UsageError: It is in memory.
+        """
+        if not isinstance(self.backend, DiskBackend):
+            raise UsageError(f"Expected a store in a folder, got {self.name}, which is in memory.")
+        return self.backend.path
 
     @cached_property
     def chain(self) -> Chain:
@@ -123,9 +134,27 @@ def open_run(name: RunName) -> Run:
     return Run(RunName(name.store, id, name.op), backend, backend.log(id))
 
 
-def bytes_of(backend: DiskBackend, digests: Iterable[str]) -> int:
-    """Return how many bytes the files of items have. What is missing, or cannot be looked at, has none."""
+def open_run_or_file(text: str) -> Run | Path:
+    """Return what a text names: a file or folder if there is one that is no store, else a run.
+
+    Raises:
+        UsageError: There is neither.
+        CorruptLogError: The run's log is damaged.
+    """
+    path = Path(text)
+    try:
+        return path if text and path.exists() and not is_store(path) else open_run(RunName.parse(text))
+    except UsageError:
+        if ":" not in text and not path.parent.is_dir():
+            raise UsageError(f"There is neither a store nor a file {text!r}: there is no folder {str(path.parent)!r}.") from None
+        raise
+
+
+def bytes_of(backend: Backend, digests: Iterable[str]) -> int:
+    """Return how many bytes the files of items have. What is missing, or cannot be looked at, has none, and so has memory."""
     size = 0
+    if not isinstance(backend, DiskBackend):
+        return 0
     for digest in digests:
         try:
             size += sum(bytes for _, bytes in files_below(backend.item_path(digest)))

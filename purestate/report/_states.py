@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from purestate.core._digest import short
 from purestate.errors import CorruptLogError, PureStateError
-from purestate.report._leaf import LeafComparison
-from purestate.report._report import Report
-from purestate.store._disk import DiskBackend
+from purestate.report._leaf import LeafComparison, leaf_table
+from purestate.report._report import Report, fragment
+from purestate.store._backend import Backend
+from purestate.view import html_table
 
 if TYPE_CHECKING:
     import torch
@@ -76,10 +77,17 @@ class StateComparison(Report):
             ]
         )
 
+    def to_html(self) -> str:
+        """Return the subtrees as a table, and the leaves that differ as another: a fragment for a page."""
+        if self.ok:
+            return fragment(str(self))
+        rows = [[part.name, part.verdict, part.equal, len(part.changed)] for part in self.parts]
+        changed = [leaf for part in self.parts for leaf in part.changed]
+        parts = ("states", html_table(rows, ["part", "verdict", "equal leaves", "changed"]))
+        return fragment(f"{short(self.a)} | {short(self.b)}", parts, *leaf_table(changed))
 
-def compare_states(
-    a: Snapshot, b: Snapshot, backends: tuple[DiskBackend, DiskBackend], names: tuple[str, str]
-) -> StateComparison:
+
+def compare_states(a: Snapshot, b: Snapshot, backends: tuple[Backend, Backend], names: tuple[str, str]) -> StateComparison:
     """Compare two states.
 
     Args:
@@ -114,7 +122,7 @@ class _Side:
     """One of the two: its parts, and where its bytes are."""
 
     parts: Snapshot
-    backend: DiskBackend
+    backend: Backend
     name: str
     read: int = 0
     _described: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])

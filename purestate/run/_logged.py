@@ -16,7 +16,7 @@ from purestate.run._shown import as_figure, as_html, as_text, history_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Logged", "plot_metrics"]
+__all__ = ["Logged", "ledger_of", "plot_metrics"]
 
 
 class Logged:
@@ -148,6 +148,11 @@ class Logged:
         if type(op) is not int or not 0 <= op < len(trains):
             raise StateError(f"checkpoint {self.id!r} has {len(trains)} trains, numbered from 0; there is no train {op!r}.")
         return op
+
+
+def ledger_of(logged: Logged) -> Ledger:
+    """Return the records of a log, for reports: they tell what is in it, and add nothing."""
+    return logged._ledger  # pyright: ignore[reportPrivateUsage]: the class is of this file
 
 
 def plot_metrics(checkpoints: Logged | Sequence[Logged]) -> Figure:
