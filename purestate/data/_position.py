@@ -13,11 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from blake3 import blake3
 from torch.nn.utils.rnn import PackedSequence
 
 from purestate.core._batch import Batch
-from purestate.core._digest import leaf_header
+from purestate.core._digest import joined_hash, leaf_header
 from purestate.core._hash import dtype_name, leaf_bytes, leaf_hash, scalar_hash
 from purestate.core._plain import join, split
 from purestate.errors import UnsupportedError
@@ -28,9 +27,6 @@ Json = Any
 
 _READ = 1 << 18
 """About how many bytes of a tensor are read for a digest: every n-th sample, so that it takes a fraction of a millisecond."""
-
-_COPIED = 1 << 18
-"""Up to how many bytes are copied into one piece to be hashed: a hash that is given many small ones takes twice as long."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -99,12 +95,7 @@ def batch_bits(batch: Batch) -> bytes:
     """
     pieces: list[bytes | memoryview] = []
     _add(pieces, batch)
-    if sum(map(len, pieces)) <= _COPIED:
-        return blake3(b"".join(pieces)).digest()
-    hasher = blake3()
-    for piece in pieces:
-        hasher.update(piece)
-    return hasher.digest()
+    return joined_hash(*pieces)
 
 
 def _add(pieces: list[bytes | memoryview], item: Any) -> None:

@@ -276,7 +276,9 @@ def _of_epoch(record: RecordLike) -> Any:
 
 
 def _told(record: RecordLike) -> dict[str, Any]:
-    return {name: value for name, value in record.body.items() if name not in ("of", "seconds", "resumed", "environment")}
+    return {
+        name: value for name, value in record.body.items() if name not in ("of", "trace", "seconds", "resumed", "environment")
+    }
 
 
 def _epochs(x: RecordLike, y: RecordLike) -> Iterator[Difference]:

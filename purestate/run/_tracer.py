@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from blake3 import blake3
-
 from purestate.core._batch import Batch
 from purestate.core._component import Component
+from purestate.core._digest import joined_hash
 from purestate.core._hash import scalar_hash
 from purestate.core._position import Keeper, Position
 from purestate.core._state import State
@@ -90,7 +89,7 @@ class Tracer:
         """Note the batch that the next step is given."""
         self._batch = batch_bits(batch)
         if self._data is not None:
-            self._data = blake3(self._data + self._batch).digest()
+            self._data = joined_hash(self._data, self._batch)
 
     def note(self, state: State) -> None:
         """Note the state behind the batch that was heard last."""

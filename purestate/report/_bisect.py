@@ -1,0 +1,389 @@
+"""The first step, and the first leaf, at which two runs part that should agree. What ``purestate bisect`` prints.
+
+Hashes that are recorded tell the train and the epoch, and the step where both were traced. The rest is computed again, in
+processes that `purestate.run._bisect` starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+from purestate.core._digest import short
+from purestate.errors import UsageError
+from purestate.report._compared import Difference, part_of
+from purestate.report._leaf import LeafComparison
+from purestate.report._name import RunName
+from purestate.report._opened import Run, environment_of, open_run
+from purestate.report._report import Report
+from purestate.run._chain import Trajectory, as_recorded
+from purestate.run._question import causes, said
+from purestate.run._trace import EpochTrace, trace_of
+
+if TYPE_CHECKING:
+    from purestate.run._bisect import Found, Operator, Strayed
+
+__all__ = ["Bisection", "Parting", "Verdict", "bisect"]
+
+Verdict = Literal["equal", "parted", "asked", "ends"]
+
+_SHOWN = 8
+_WHERE = {
+    "batch": "The batch was another: it is the data.",
+    "loss": "Both were given the same batch, and the loss is another: it is in forward, or in the loss.",
+    "gradients": "Both have the same batch and the same loss, and other gradients: it is in backward.",
+    "buffers": "Both have the same batch, loss and gradients, and other buffers: forward writes them.",
+    "frozen": "Both have the same batch, loss and gradients, and other frozen parameters: forward writes them.",
+    "optimizer": "Both have the same batch, loss and gradients: it is the optimizer, and what it keeps.",
+    "params": "Both have the same batch, loss and gradients: it is how the optimizer changes the parameters.",
+    "step_scheduler": "Both have the same batch, loss and gradients: it is the scheduler that steps with the optimizer.",
+    "epoch_scheduler": "Both have the same batch, loss and gradients: it is the epoch scheduler.",
+    "ema": "Both have the same batch, loss, gradients and parameters: it is the average.",
+}
+_KINDS = {
+    "output": "given the same, it gives something else",
+    "input": "it is given something else, which no operator before it made",
+    "other": "it is another operator",
+}
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where two runs part.
+
+    Args:
+        op: The number of the train.
+        epoch: Its epoch; None where all epochs are equal, and an answer that was made of them is not.
+        batch: The batch of the epoch, from 1, behind which the states differ; None where that is not known, or where they
+            differ only at the epoch's end.
+        step: The step within the train, from 1; None likewise.
+        by: How that is known: from hashes that are ``'recorded'``, or because it was ``'recomputed'``.
+        same_batch: Whether both were given the same; None where that is not known.
+        part: What differed first within the step: ``'batch'``, ``'loss'``, ``'gradients'``, or a part of the state.
+        states: The hashes behind the step or the epoch, as far as they are known.
+        leaves: What differs in the two states: with numbers where it was recomputed.
+        gradients: The parameters whose gradients differ.
+        operator: The first operator that does something else.
+        unknown: Why that is not known.
+    """
+
+    op: int
+    epoch: int | None
+    batch: int | None = None
+    step: int | None = None
+    by: Literal["recorded", "recomputed"] = "recorded"
+    same_batch: bool | None = None
+    part: str | None = None
+    states: tuple[str, str] = ("", "")
+    leaves: tuple[LeafComparison, ...] = ()
+    gradients: tuple[str, ...] = ()
+    operator: Operator | None = None
+    unknown: str | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        states = f"{short(self.states[0])} | {short(self.states[1])}"
+        if self.epoch is None:
+            yield f"train {self.op}: all epochs are equal, and the answers are not: {states}"
+        elif self.batch is not None:
+            where = f"train {self.op}, epoch {self.epoch}, batch {self.batch} (step {self.step})"
+            yield f"{where} is the first that gives other bits."
+        else:
+            yield f"train {self.op}, epoch {self.epoch} is the first that ends on other bits: {states}"
+        if self.part in _WHERE and self.by == "recomputed":
+            yield _WHERE[self.part]
+        elif self.same_batch is not None:
+            yield "Both were given the same batches." if self.same_batch else _WHERE["batch"]
+        yield from (f"  {leaf}" for leaf in self.leaves[:_SHOWN])
+        if len(self.leaves) > _SHOWN:
+            yield f"  and {len(self.leaves) - _SHOWN} more"
+        if self.operator is not None:
+            one = self.operator
+            names = one.a or one.b if one.kind != "other" else f"{one.a or '-'} | {one.b or '-'}"
+            yield f"operator: {names}, number {one.number} of the step, in {one.phase}: {_KINDS[one.kind]}"
+        elif self.unknown is not None:
+            yield f"operator: unknown: {self.unknown}"
+
+
+@dataclass(frozen=True)
+class Bisection(Report):
+    """Two runs, and where they part.
+
+    Args:
+        a: The name of the first.
+        b: Of the second.
+        verdict: ``'equal'``; ``'parted'``; ``'asked'``: they were asked other questions; ``'ends'``: one ends before the other,
+            and they are equal that far.
+        compared: How many epochs agree.
+        parting: Where they part.
+        questions: What was asked otherwise.
+        ends: Which of them ends, and where.
+        envelope: What differs between the environments in which the train was computed in which they part.
+        strayed: Epochs that were recomputed, and did not come again as they were recorded.
+        failed: Why nothing could be recomputed, or no more.
+        steps: How many steps were recomputed, in both runs together.
+        again: How many of them once more, to take them apart.
+        of: How many steps the train has in one run, where that is known.
+        start: Behind which epoch recomputing began; None where nothing was.
+    """
+
+    a: str
+    b: str
+    verdict: Verdict
+    compared: int = 0
+    parting: Parting | None = None
+    questions: tuple[Difference, ...] = ()
+    ends: str | None = None
+    envelope: tuple[Difference, ...] = ()
+    strayed: tuple[Strayed, ...] = ()
+    failed: str | None = None
+    steps: int = 0
+    again: int = 0
+    of: int | None = None
+    start: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether they are equal."""
+        return self.verdict == "equal"
+
+    def __str__(self) -> str:
+        return "\n".join([f"a: {self.a}", f"b: {self.b}", *self._lines()])
+
+    def _lines(self) -> Iterator[str]:
+        if self.verdict == "equal":
+            yield f"equal: {self.compared} epochs have the same hashes"
+        if self.ends is not None:
+            yield f"equal as far as both go ({self.compared} epochs): {self.ends}"
+        if self.questions:
+            yield "They were asked other questions:"
+            yield from (f"  {one}" for one in self.questions)
+        if self.verdict == "asked":
+            yield "Nothing was computed. Where they should agree all the same, --anyway looks where they part."
+        if self.parting is not None:
+            yield str(self.parting)
+        for one in self.strayed:
+            yield (
+                f"not reproducible here: epoch {one.epoch} of {one.run} was recorded as {short(one.recorded)}, "
+                f"and computing it again gave {short(one.now)}"
+            )
+        if self.envelope:
+            yield "envelope:"
+            yield from (f"  {one}" for one in self.envelope)
+        if self.failed is not None:
+            yield f"not recomputed: {self.failed}"
+        if self.start is not None:
+            total = "" if self.of is None else f" of {self.of}"
+            begun = f"epoch {self.start}, whose state is kept" if self.start else "the beginning"
+            yield f"recomputed {self.steps} steps{total} in two processes, from {begun}"
+
+
+def bisect(
+    a: RunName,
+    b: RunName,
+    script: str | None = None,
+    script_b: str | None = None,
+    *,
+    args: Sequence[str] = (),
+    anyway: bool = False,
+    timeout: float | None = None,
+) -> Bisection:
+    """Find where two runs part.
+
+    Args:
+        a: A checkpoint, or a train up to which is looked.
+        b: Another, of any store.
+        script: What made the first: a path, or ``'package.module:function'``. Without it only what is recorded is looked at.
+        script_b: What made the second; the same if left out.
+        args: Arguments for both, as on a command line.
+        anyway: Whether runs that were asked other questions are looked at, too.
+        timeout: Seconds that one step, or the way to the first, may take; None for as long as it takes.
+
+    Raises:
+        UsageError: There is no such run, or ``script_b`` is given without ``script``.
+        ScriptError: There is no such script, or it took longer than the timeout.
+        CorruptLogError: A log is damaged.
+
+    Effects:
+        With a script: runs both up to the train, in processes of their own, with whatever they do besides. No store is
+        written to.
+    """
+    if script is None and script_b is not None:
+        raise UsageError("bisect: a script for the second run is given, and none for the first.", fix="Give --script too.")
+    runs = open_run(a), open_run(b)
+    found = _recorded(*runs, anyway=anyway)
+    parting = found.parting
+    if script is None or parting is None or not parting.epoch:
+        return found
+    from purestate.run._bisect import ReplayFailedError, Side, replay
+    from purestate.run._script import target
+
+    targets = [target(script, args, "bisect")]
+    targets.append(targets[0] if script_b is None else target(script_b, args, "bisect"))
+    trains = [run.chain.binding()[parting.op] for run in runs]
+    sides = tuple(
+        Side(str(run.name), run.name.store.absolute(), run.backend, train, what)
+        for run, train, what in zip(runs, trains, targets, strict=True)
+    )
+    with TemporaryDirectory(prefix="purestate-", ignore_cleanup_errors=True) as folder:
+        try:
+            came = replay(sides[0], sides[1], parting.epoch, Path(folder), finish=parting.batch is None, timeout=timeout)
+        except ReplayFailedError as error:
+            return replace(found, failed=str(error))
+        return _joined(found, parting, came, trains)
+
+
+# -------------------------------------------------------------------- what is recorded
+
+
+@dataclass
+class _Walk:
+    compared: int = 0
+    questions: list[Difference] = field(default_factory=list[Difference])
+
+
+def _recorded(a: Run, b: Run, *, anyway: bool) -> Bisection:
+    """Return what the logs say."""
+    walk, names = _Walk(), (str(a.name), str(b.name))
+    trains = [run.chain.binding()[: None if run.name.op is None else run.name.op + 1] for run in (a, b)]
+    for op, (ours, theirs) in enumerate(zip_longest(*trains)):
+        if ours is None or theirs is None:
+            ends = f"{names[0] if ours is None else names[1]} has no train {op}"
+            return Bisection(*names, "ends", walk.compared, ends=ends)
+        with as_recorded(ours.start), as_recorded(theirs.start):
+            walk.questions += _asked(ours, theirs)
+        if walk.questions and not anyway:
+            return Bisection(*names, "asked", walk.compared, questions=tuple(walk.questions))
+        found = _epochs(walk, op, ours, theirs, names)
+        if found is not None:
+            return replace(found, questions=tuple(walk.questions), envelope=tuple(_environments(ours, theirs)))
+    return Bisection(*names, "equal" if trains[0] else "ends", walk.compared, ends=None if trains[0] else "neither has a train")
+
+
+def _asked(ours: Trajectory, theirs: Trajectory) -> Iterator[Difference]:
+    if any(ours.question[name] != theirs.question[name] for name in ("op", "parts")):
+        for name, x, y in causes(ours.question, theirs.question):
+            yield Difference(part_of(name), said(name), x, y)
+
+
+def _environments(ours: Trajectory, theirs: Trajectory) -> Iterator[Difference]:
+    x, y = environment_of(ours.start), environment_of(theirs.start)
+    if x and y:
+        for name in dict.fromkeys([*x, *y]):
+            if x.get(name) != y.get(name):
+                yield Difference("environment", name, x.get(name), y.get(name))
+
+
+def _epochs(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, names: tuple[str, str]) -> Bisection | None:
+    for n in sorted(ours.epochs.keys() | theirs.epochs.keys()):
+        x, y = ours.epochs.get(n), theirs.epochs.get(n)
+        if x is None or y is None:
+            if n == 0:
+                continue
+            ends = f"{names[0] if x is None else names[1]} ends before epoch {n} of train {op}"
+            return Bisection(*names, "ends", walk.compared, ends=ends)
+        with as_recorded(x), as_recorded(y):
+            states = x.body["hash"], y.body["hash"]
+            if states[0] == states[1]:
+                walk.compared += n > 0
+                continue
+            parting = Parting(op, n, states=states)
+        mine, other = trace_of(x), trace_of(y)
+        of = None
+        if mine is not None and other is not None:
+            parting = _traced(parting, mine, other, n)
+            of = max(mine.covers.stop - 1, 0) * max(ours.epochs) or None
+        return Bisection(*names, "parted", walk.compared, parting, of=of)
+    for one in ours.done:
+        with as_recorded(one):
+            other = theirs.answer(one.body["selection"])
+            if other is not None and one.body["out"]["hash"] != other.body["out"]["hash"]:
+                states = one.body["out"]["hash"], other.body["out"]["hash"]
+                return Bisection(*names, "parted", walk.compared, Parting(op, None, states=states))
+    return None
+
+
+def _traced(parting: Parting, ours: EpochTrace, theirs: EpochTrace, n: int) -> Parting:
+    """Return what the traces of an epoch say of it."""
+    steps = dict(theirs.steps())
+    for batch, step in ours.steps():
+        other = steps.get(batch)
+        if other is not None and step.state != other.state and ours.covers.start == theirs.covers.start == 1:
+            same = step.batch == other.batch
+            names = _differing(step.leaves, other.leaves)
+            leaves = tuple(LeafComparison(name, step.leaves.get(name, "none"), other.leaves.get(name, "none")) for name in names)
+            number = (n - 1) * (ours.covers.stop - 1) + batch
+            part = None if same else "batch"
+            return replace(
+                parting, batch=batch, step=number, same_batch=same, part=part, states=(step.state, other.state), leaves=leaves
+            )
+    same = None if None in (ours.data, theirs.data) else ours.data == theirs.data
+    names = _differing(ours.leaves, theirs.leaves)
+    leaves = tuple(
+        LeafComparison(name, short(ours.leaves.get(name, "none")), short(theirs.leaves.get(name, "none"))) for name in names
+    )
+    return replace(parting, same_batch=same, leaves=leaves)
+
+
+def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    return [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
+
+
+# -------------------------------------------------------------------- what was recomputed
+
+
+def _joined(found: Bisection, parting: Parting, came: Found, trains: Sequence[Trajectory]) -> Bisection:
+    """Return what is recorded with what came of computing it again."""
+    of = found.of if came.batches is None else came.batches * max(trains[0].epochs)
+    told = replace(found, steps=came.steps, again=came.again, start=came.start, of=of, strayed=tuple(came.strayed))
+    if came.batch is None:
+        return replace(told, failed=_why_not(came, parting))
+    assert parting.epoch is not None
+    assert came.batches is not None
+    assert came.states is not None
+    new = replace(
+        parting,
+        batch=came.batch,
+        step=(parting.epoch - 1) * came.batches + came.batch,
+        by="recomputed",
+        same_batch=came.same_batch,
+        part=came.part,
+        states=came.states,
+        leaves=tuple(_leaves(came)),
+        gradients=tuple(came.gradients),
+        operator=came.operator,
+        unknown=came.unknown,
+    )
+    return replace(told, parting=new)
+
+
+def _why_not(came: Found, parting: Parting) -> str:
+    if came.ended is not None:
+        return f"the {'second' if came.ended else 'first'} run's epoch {parting.epoch} has fewer batches than the other's"
+    if None in came.end:
+        return "the run did not come as far as it was recorded"
+    if came.end[0] == came.end[1]:
+        return f"computed again, both runs take the same steps and end epoch {parting.epoch} on {short(str(came.end[0]))}"
+    return f"all steps of epoch {parting.epoch} give the same bits, and what comes at its end does not"
+
+
+def _leaves(came: Found) -> Iterator[LeafComparison]:
+    from purestate.core._diff import diff_skeletons
+    from purestate.report._numbers import compare_leaves
+
+    for name in came.names:
+        if name in came.tensors:
+            yield compare_leaves(name, *came.tensors[name])
+        else:
+            yield LeafComparison(name, "there or none", "none or there")
+    for name, (x, y) in came.plain.items():
+        if isinstance(x, str) or isinstance(y, str):
+            yield LeafComparison(name, str(x), str(y))
+        else:
+            yield from (LeafComparison(one.path, one.a, one.b) for one in diff_skeletons(name, x, y))
