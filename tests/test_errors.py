@@ -28,6 +28,8 @@ BASES = {
     "FingerprintError": "TypeError",
     "StaleRecordError": "RuntimeError",
     "ReplayError": "RuntimeError",
+    "AuditError": "RuntimeError",
+    "OfflineError": "RuntimeError",
     "ScriptError": "RuntimeError",
     "UsageError": "ValueError",
     "MissingExtraError": "ImportError",

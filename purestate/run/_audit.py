@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from purestate.core._diff import LeafDiff, diff, diff_leaf
-from purestate.core._digest import canonical_json
+from purestate.core._digest import canonical_json, short
 from purestate.core._hash import leaf_hash
 from purestate.core._plain import encode
 from purestate.core._state import State
@@ -23,10 +23,13 @@ from purestate.errors import AuditError, MissingSnapshotError, NonFiniteLossErro
 from purestate.run._again import recompute
 from purestate.run._audited import Audited, AuditVerdict, Deviation
 from purestate.run._chain import RecordLike, Trajectory, as_recorded
+from purestate.run._envelope import contrast, elsewhere, envelope_of
 from purestate.run._environment import environment, prepare
 from purestate.run._ledger import Ledger
 from purestate.run._readers import Reader, item_of
 from purestate.run._select import Selection
+from purestate.run._trace import trace_of
+from purestate.run._tracer import leaves_by_part
 from purestate.run._training import Training
 
 __all__ = ["Raising", "audit_reader", "audit_train", "note", "to_error"]
@@ -108,7 +111,6 @@ def audit_train(call: Training, train: Trajectory, last: int) -> Audited:
         None on the store.
     """
     began, op = time.perf_counter(), call.ledger.chain.index(train)
-    recorded, now = train.start.body.get("environment"), environment(call.state.device, *call.loaders)
     doubts = [
         f"the {name.replace('_', ' ')} was only probed: what lies between the samples may differ"
         for name in ("train_data", "val_data")
@@ -127,7 +129,10 @@ def audit_train(call: Training, train: Trajectory, last: int) -> Audited:
             found.failed(error)
         except MissingSnapshotError as error:
             doubts = [error.problem]
-    verdict, because = _verdict(bool(found.differences), recorded, now, doubts)
+    envelope = _Envelope()
+    if found.differences:
+        envelope.of_train(train, found.differences[0].epoch, _now(environment(call.state.device, *call.loaders), found.plan))
+    verdict, because = _verdict(bool(found.differences), envelope, doubts)
     if verdict == "equal" and not train.done:
         verdict = "unfinished"
     return Audited(
@@ -152,6 +157,7 @@ class _Found:
         self._call, self._train = call, train
         self._ledger = call.ledger
         self.epochs = self.differing = 0
+        self.plan: Mapping[str, str] = {}
         self.differences: list[Deviation] = []
         self.leaves: list[LeafDiff] = []
         self.leaves_epoch: int | None = None
@@ -163,7 +169,7 @@ class _Found:
 
     def compare(self, epoch: Epoch) -> None:
         """Hold an epoch against its record, and the answers that end with it against theirs."""
-        self.epochs += epoch.n > 0
+        self.epochs, self.plan = self.epochs + (epoch.n > 0), epoch.plan or self.plan
         if epoch.n == 1 and not self._history:
             self._history.append({})
         self._history.append(epoch.metrics)
@@ -220,12 +226,23 @@ class _Found:
             self._best = (epoch.n, epoch.state.own())
 
     def _find_leaves(self, epoch: Epoch) -> None:
-        """Name the leaves that differ, once: where the recorded bytes are kept, the first time that they can be compared."""
-        if self.leaves_epoch is None and epoch.n in self._kept:
+        """Name the leaves that differ, once: where the recorded bytes are kept, or the train was traced."""
+        if self.leaves_epoch is not None:
+            return
+        if epoch.n in self._kept:
             with suppress(MissingSnapshotError):
                 kept = self._ledger.restore(self._kept[epoch.n], self._call.state.recipe, self._call.state.device)
-                self.leaves = diff(kept, epoch.state)
-                self.leaves_epoch = epoch.n
+                self.leaves, self.leaves_epoch = diff(kept, epoch.state), epoch.n
+        elif (trace := trace_of(self._train.epochs[epoch.n])) is not None:
+            parts, plain = leaves_by_part(epoch.state)
+            now = {f"{part}[{name!r}]": digest for part, inside in parts.items() for name, digest in inside.items()} | plain
+            differing = [path for path in {**trace.leaves, **now} if trace.leaves.get(path) != now.get(path)]
+            self.leaves = [LeafDiff(path, _hash(trace.leaves.get(path)), _hash(now.get(path))) for path in differing]
+            self.leaves_epoch = epoch.n
+
+
+def _hash(digest: str | None) -> str:
+    return "none" if digest is None else short(digest)
 
 
 # -------------------------------------------------------------------- readers
@@ -258,7 +275,10 @@ def audit_reader(reader: Reader, ledger: Ledger, record: RecordLike) -> Audited:
                 leaves = [diff_leaf(name, kept[name], tensors[name]) for name in names]
         probed = body["question"]["parts"].get("data.kind") == "probed"
         doubts = ["the data was only probed: what lies between the samples may differ"] if probed else []
-        verdict, because = _verdict(bool(differences), body.get("environment"), environment(reader.state.device), doubts)
+        envelope = _Envelope()
+        if differences:
+            envelope.hold(envelope_of(record), _now(environment(reader.state.device), reader.plan))
+        verdict, because = _verdict(bool(differences), envelope, doubts)
     return Audited(
         ledger.id,
         reader.name,
@@ -293,14 +313,44 @@ def _plain(value: Any) -> Any:
     return value["v"] if isinstance(value, Mapping) and value.get("~") == "float" else value
 
 
-def _verdict(differs: bool, recorded: Any, now: Mapping[str, Any], doubts: list[str]) -> tuple[AuditVerdict, tuple[str, ...]]:
-    """Return what a comparison says, given in what environment the record was computed, and what is not known."""
-    if not isinstance(recorded, Mapping):
-        doubts = [*doubts, "the record does not say in what environment it was computed"] if differs else doubts
-        recorded = {}
-    if differs:
-        envelope = [f"{name} ({recorded[name]}, now {now[name]})" for name in now if recorded.get(name, now[name]) != now[name]]
-        if envelope:
-            return "expected", tuple(envelope)
-        return ("unknown", tuple(doubts)) if doubts else ("unexplained", ())
-    return ("unknown", tuple(doubts)) if doubts else ("equal", ())
+@dataclass
+class _Envelope:
+    """What is another than it was recorded of what the bits may depend on, and what is not known of that."""
+
+    differing: list[str] = field(default_factory=list[str])
+    doubts: list[str] = field(default_factory=list[str])
+
+    def hold(self, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Compare two envelopes."""
+        found = contrast(recorded, now)
+        self.differing += [f"{name} ({a}, now {b})" for name, a, b in found.differing]
+        if found.missing:
+            self.doubts.append("the record does not say in what environment it was computed")
+        elif found.untold:
+            self.doubts.append(f"either the record or this version does not say: {', '.join(found.untold)}")
+
+    def of_train(self, train: Trajectory, last: int | None, now: Mapping[str, Any]) -> None:
+        """Compare that of a train, up to an epoch: some may have been computed elsewhere than where it began."""
+        recorded = {**envelope_of(train.start), **(envelope_of(train.done[0]) if train.done else {})}
+        planned = any(name.startswith(_PLAN) for name in recorded)
+        self.hold(recorded, now if planned else {name: now[name] for name in now if not name.startswith(_PLAN)})
+        for n, facts in elsewhere(train, last):
+            others = [name for name in facts if now.get(name) != facts[name]]
+            self.differing += [f"{name} of epoch {n} ({facts[name]}, now {now.get(name)})" for name in others]
+
+
+_PLAN = "plan "
+
+
+def _now(environment: Mapping[str, Any], plan: Mapping[str, str]) -> dict[str, Any]:
+    """Return the envelope of what was just computed, as `envelope_of` returns that of a record."""
+    return {**environment, **{f"{_PLAN}{name}": value for name, value in {**plan, "world_size": 1}.items()}}
+
+
+def _verdict(differs: bool, envelope: _Envelope, doubts: list[str]) -> tuple[AuditVerdict, tuple[str, ...]]:
+    if differs and envelope.differing:
+        return "expected", tuple(envelope.differing)
+    doubts = [*doubts, *envelope.doubts]
+    if doubts:
+        return "unknown", tuple(doubts)
+    return ("unexplained" if differs else "equal"), ()

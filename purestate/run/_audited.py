@@ -63,8 +63,8 @@ class Audited:
         epochs: How many epochs of a train were computed again; None for a reader.
         differing: How many of them differ.
         differences: What differs in the first that does, and in the answer.
-        leaves: The leaves that differ in the first state whose recorded bytes are kept.
-        leaves_epoch: After which epoch that state is; None where no kept state differs.
+        leaves: The leaves that differ in the first state of which the bytes are kept, or the hashes of leaves recorded.
+        leaves_epoch: After which epoch that state is; None where there is none.
         seconds: How long it took.
         noted: Why the finding is not in the store's journal; nothing where it is.
     """
@@ -110,7 +110,7 @@ class Audited:
             lines.append(f"{self.differing} of {self.epochs} epochs differ.")
         if self.leaves_epoch is not None:
             lines.append(
-                f"In the state that is kept after epoch {self.leaves_epoch}:" if self.leaves else _KEPT_IS_NOW.format(self)
+                f"What differs in the state after epoch {self.leaves_epoch}:" if self.leaves else _KEPT_IS_NOW.format(self)
             )
             lines += [f"  {_leaf(leaf)}" for leaf in self.leaves[:_SHOWN]]
             if len(self.leaves) > _SHOWN:

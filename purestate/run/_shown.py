@@ -1,19 +1,21 @@
-"""A log for people: its history, as text, as a table, as a figure. Reads records and nothing else."""
+"""A log, or the checkpoints of a store, for people: as text, table, tree and figure. Reads records and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from purestate.core._hash import short
 from purestate.core._plain import decode
-from purestate.run._answers import History, as_history
+from purestate.run._answers import History, as_history, counted, op_name
 from purestate.run._ledger import Ledger
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["as_figure", "as_html", "as_text", "history_of"]
+    from purestate.run._store import CheckpointInfo
+
+__all__ = ["as_figure", "as_html", "as_text", "history_of", "listing", "tree"]
 
 
 def history_of(ledger: Ledger) -> History:
@@ -64,3 +66,55 @@ def _finished_epochs(ledger: Ledger) -> Iterator[tuple[dict[str, Any], int, bool
         for n in range(1, record.body["last"] + 1):
             body = train.epochs[n].body
             yield body | {"metrics": decode(body["metrics"])}, op, n == record.body["best"]
+
+
+_Homes = Mapping[str, Sequence[str]]
+"""Which checkpoints have a record, by its digest."""
+
+
+def listing(infos: Sequence[CheckpointInfo], homes: _Homes) -> str:
+    """Return checkpoints as a table."""
+    from purestate.view import text_table
+
+    rows = [
+        [
+            info.id,
+            info.description or "",
+            info.trains,
+            info.epochs,
+            ", ".join(f"{name} {value:.4f}" for name, value in info.metrics.items() if name.startswith("val_")),
+            short(info.state) if info.state else "",
+            f"{_home(info.parent, homes) or info.parent['checkpoint']}:{op_name(info.parent['op']).removeprefix('train ')}"
+            if info.parent
+            else "",
+        ]
+        for info in infos
+    ]
+    return text_table(rows, ["id", "description", "trains", "epochs", "metrics", "state", "from"])
+
+
+def tree(infos: Sequence[CheckpointInfo], homes: _Homes) -> str:
+    """Return which checkpoint was forked from which."""
+    children: dict[str | None, list[CheckpointInfo]] = {}
+    for info in infos:
+        children.setdefault(_home(info.parent, homes), []).append(info)
+
+    def lines(above: str | None, indent: str) -> list[str]:
+        found: list[str] = []
+        for i, info in enumerate(children.get(above, [])):
+            last = i == len(children[above]) - 1
+            branch = "" if above is None else "└─ " if last else "├─ "
+            at = f" (from {op_name(info.parent['op'])})" if info.parent and above is not None else ""
+            state = f", {short(info.state)}" if info.state else ""
+            size = f"{counted(info.trains, 'train')}, {counted(info.epochs, 'epoch')}"
+            found.append(f"{indent}{branch}{info.id}{at}: {size}{state}")
+            found += lines(info.id, indent + ("" if above is None else "   " if last else "│  "))
+        return found
+
+    return "\n".join(lines(None, ""))
+
+
+def _home(parent: Mapping[str, Any] | None, homes: _Homes) -> str | None:
+    """Return the checkpoint that has the record of a parent: the one of the name that it had, or another."""
+    found = homes.get(parent["record"], ()) if parent is not None else ()
+    return next((id for id in found if parent is not None and id == parent["checkpoint"]), found[0] if found else None)

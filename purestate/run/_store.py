@@ -5,7 +5,7 @@ The three differ only in the backend that keeps the bytes. A store never trains 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import torch
 from torch import nn
 
-from purestate.core._hash import short
 from purestate.core._state import State
 from purestate.errors import MissingSnapshotError, SetupError
-from purestate.run._answers import counted, op_name
 from purestate.run._checkpoint import Checkpoint
 from purestate.run._ledger import Ledger
 from purestate.run._lineage import foreign_parent
@@ -96,45 +94,15 @@ class _Store:
 
     def table(self) -> str:
         """Return the checkpoints as a table for people."""
-        from purestate.view import text_table
+        from purestate.run._shown import listing
 
-        homes = self._homes()
-        rows = [
-            [
-                info.id,
-                info.description or "",
-                info.trains,
-                info.epochs,
-                ", ".join(f"{name} {value:.4f}" for name, value in info.metrics.items() if name.startswith("val_")),
-                short(info.state) if info.state else "",
-                f"{_home(info.parent, homes) or info.parent['checkpoint']}:{op_name(info.parent['op']).removeprefix('train ')}"
-                if info.parent
-                else "",
-            ]
-            for info in self.checkpoints()
-        ]
-        return text_table(rows, ["id", "description", "trains", "epochs", "metrics", "state", "from"])
+        return listing(self.checkpoints(), self._homes())
 
     def lineage(self) -> str:
         """Return which checkpoint was forked from which, as a tree for people."""
-        children: dict[str | None, list[CheckpointInfo]] = {}
-        homes = self._homes()
-        for info in self.checkpoints():
-            children.setdefault(_home(info.parent, homes), []).append(info)
+        from purestate.run._shown import tree
 
-        def lines(above: str | None, indent: str) -> list[str]:
-            found: list[str] = []
-            for i, info in enumerate(children.get(above, [])):
-                last = i == len(children[above]) - 1
-                branch = "" if above is None else "└─ " if last else "├─ "
-                at = f" (from {op_name(info.parent['op'])})" if info.parent and above is not None else ""
-                state = f", {short(info.state)}" if info.state else ""
-                size = f"{counted(info.trains, 'train')}, {counted(info.epochs, 'epoch')}"
-                found.append(f"{indent}{branch}{info.id}{at}: {size}{state}")
-                found += lines(info.id, indent + ("" if above is None else "   " if last else "│  "))
-            return found
-
-        return "\n".join(lines(None, ""))
+        return tree(self.checkpoints(), self._homes())
 
     def load(
         self,
@@ -493,9 +461,3 @@ class NullStore(_Store):
         from purestate.store._memory import NullBackend
 
         self._backend = NullBackend()
-
-
-def _home(parent: dict[str, Any] | None, homes: Mapping[str, Sequence[str]]) -> str | None:
-    """Return the checkpoint that has the record of a parent: the one of the name that it had, or another."""
-    found = homes.get(parent["record"], ()) if parent is not None else ()
-    return next((id for id in found if parent is not None and id == parent["checkpoint"]), found[0] if found else None)
