@@ -114,6 +114,8 @@ def check(name: RunName, level: Level, expected_head: str | None) -> Checked:
     """
     backend = open_store(name.store)
     head = None
+    if name.checkpoint is not None and name.checkpoint not in backend.ids():
+        open_run(name)  # says what there is
     if expected_head is not None:
         try:
             head = _head(open_run(name), expected_head.removeprefix("b3:"))

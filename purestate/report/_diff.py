@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import html
+import re
+from dataclasses import dataclass, replace
 
+from purestate.report._code import CodeDifference, code_differences
 from purestate.report._compared import LogComparison, compare_logs
 from purestate.report._name import RunName
 from purestate.report._opened import Run, open_run
@@ -12,6 +15,8 @@ from purestate.report._states import StateComparison, compare_states
 from purestate.store._disk import DiskBackend
 
 __all__ = ["RunComparison", "compare", "compare_runs"]
+
+_TRAIN = re.compile(r"train \d+")
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,14 @@ class RunComparison(Report):
         b: Of the second.
         log: Their logs; None for two ops of one checkpoint.
         state: The answers of the trains that are named, or of the last that are finished; None where one has no answer.
+        code: The code that differs in the first train whose code does, as far as its text is kept.
     """
 
     a: str
     b: str
     log: LogComparison | None
     state: StateComparison | None
+    code: tuple[CodeDifference, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -38,12 +45,15 @@ class RunComparison(Report):
 
     def __str__(self) -> str:
         states = "states: there is no answer to compare" if self.state is None else str(self.state)
-        return "\n".join([f"a: {self.a}", f"b: {self.b}", *([] if self.log is None else [str(self.log)]), states])
+        logs = [] if self.log is None else [str(self.log)]
+        return "\n".join([f"a: {self.a}", f"b: {self.b}", *logs, *map(str, self.code), states])
 
     def to_html(self) -> str:
         """Return what differs as tables: a fragment for a page."""
         states = fragment("states: there is no answer to compare") if self.state is None else self.state.to_html()
-        return "\n".join([fragment(f"a: {self.a}", f"b: {self.b}"), *([] if self.log is None else [self.log.to_html()]), states])
+        logs = [] if self.log is None else [self.log.to_html()]
+        code = [f"<pre>{html.escape(str(one))}</pre>" for one in self.code]
+        return "\n".join([fragment(f"a: {self.a}", f"b: {self.b}"), *logs, *code, states])
 
 
 def compare(a: RunName, b: RunName) -> RunComparison:
@@ -74,8 +84,19 @@ def compare_runs(a: Run, b: Run) -> RunComparison:
         MissingSnapshotError: The bytes of a leaf that differs are not in the store.
     """
     one = a.id == b.id and _place(a) == _place(b)
+    if one:
+        b = replace(b, log=a.log)  # it may be growing: what was read once is one run
     log = None if one and a.name.op != b.name.op else compare_logs(a, b)
-    return RunComparison(str(a.name), str(b.name), log, _states(a, b))
+    return RunComparison(str(a.name), str(b.name), log, _states(a, b), _code(a, b, log))
+
+
+def _code(a: Run, b: Run, log: LogComparison | None) -> tuple[CodeDifference, ...]:
+    """Compare the code of the first train whose code differs, if one does. Logs that agree cost no look at it."""
+    if log is None or log.first is None or not _TRAIN.fullmatch(log.first.place):
+        return ()
+    if not any(one.part == "code" for one in log.first.differences):
+        return ()
+    return code_differences(a, b, int(log.first.place.removeprefix("train ")))
 
 
 def _place(run: Run) -> object:
