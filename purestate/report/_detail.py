@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from purestate.core._digest import short
 from purestate.errors import StoreError
 from purestate.report._history import arguments_of
 from purestate.report._name import RunName
-from purestate.report._opened import Run, bytes_of, environment_of, open_run, time_of
+from purestate.report._opened import Run, bytes_of, open_run, time_of
+from purestate.report._provenance import by, provenance_of
 from purestate.report._report import Report, seconds
 from purestate.run._chain import RecordLike, Trajectory, as_recorded
+from purestate.run._envelope import elsewhere, envelope_of
 from purestate.run._maintain import items_of, named
 from purestate.run._named import items_of as items_of_snapshot
 from purestate.run._question import said
@@ -52,6 +55,7 @@ class Answer:
         best: The best of them; None where none was watched.
         returned: The epoch whose parameters it has.
         hash: Of the state.
+        provenance: Who recorded it, when and from what.
     """
 
     selection: Mapping[str, Any]
@@ -59,6 +63,7 @@ class Answer:
     best: int | None
     returned: int
     hash: str
+    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ class TrainDetail:
         op: Its number.
         arguments: What was asked, by name.
         question: Everything that can change its answer, by name.
-        environment: What else its bits may depend on.
+        environment: What else its bits may depend on, and what ran its steps.
+        elsewhere: What of that was another, by epoch, where it went on in another environment than it was begun in.
+        provenance: Who began it, when and from what: outside of what decides.
         acts: How its input was made.
         input: The hash of the state that it began from.
         epochs: How many are recorded.
@@ -86,6 +93,8 @@ class TrainDetail:
     arguments: Mapping[str, Any]
     question: Mapping[str, Any]
     environment: Mapping[str, Any]
+    elsewhere: Mapping[int, Mapping[str, Any]]
+    provenance: Mapping[str, Any]
     acts: tuple[Any, ...]
     input: str
     epochs: int
@@ -107,12 +116,16 @@ class Reading:
         input: The hash of the state that it read.
         answer: As it is recorded.
         item: The digest of the item with its tensors, if it has any.
+        environment: What else its bits may depend on, and what ran its steps.
+        provenance: Who recorded it, when and from what.
     """
 
     op: str
     input: str
     answer: Any
     item: str | None
+    environment: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,8 @@ class RunDetail(Report):
         if self.parent is not None:
             lines.append(f"from {self.parent['checkpoint']} train {self.parent['op']}, {short(self.parent['hash'])}")
         lines += [line for train in self.trains for line in _lines(train)]
-        lines += [f"{one.op} of {short(one.input)}: {_told(one)}" for one in self.readings]
+        for one in self.readings:
+            lines += [f"{one.op} of {short(one.input)}: {_told(one)}", *(f"  recorded   {told}" for told in by(one.provenance))]
         return "\n".join(lines)
 
 
@@ -160,7 +174,7 @@ def show(name: RunName) -> RunDetail:
     trains = list(enumerate(run.chain.binding())) if name.op is None else [run.train()]
     readings = run.chain.readers.values() if name.op is None else ()
     parent = run.chain.trains[0].start.body["parent"] if run.chain.trains else None
-    elsewhere = _held_by_others(run)
+    others = _held_by_others(run)
     return RunDetail(
         run=str(run.name),
         description=run.chain.description,
@@ -168,24 +182,26 @@ def show(name: RunName) -> RunDetail:
         records=len(run.records),
         torn=run.log.torn,
         parent=parent,
-        trains=tuple(_train(run, op, train, elsewhere) for op, train in trains),
+        trains=tuple(_train(run, op, train, others) for op, train in trains),
         readings=tuple(_reading(record) for record in readings),
     )
 
 
-def _train(run: Run, op: int, train: Trajectory, elsewhere: frozenset[str]) -> TrainDetail:
+def _train(run: Run, op: int, train: Trajectory, held_by_others: frozenset[str]) -> TrainDetail:
     with as_recorded(train.start):
         body = train.start.body
         question = body["question"]
         asked = {said(name): value for name, value in {**question["about"], **question["parts"]}.items()}
         held = _held(train)
-        others = elsewhere.union(*(_held(other) for other in run.chain.trains if other is not train))
+        others = held_by_others.union(*(_held(other) for other in run.chain.trains if other is not train))
         newest = train.done[-1].body["out"] if train.done else {}
         return TrainDetail(
             op=op,
             arguments=arguments_of(question),
             question=asked,
-            environment=environment_of(train.start),
+            environment={**envelope_of(train.start), **(envelope_of(train.done[0]) if train.done else {})},
+            elsewhere=dict(elsewhere(train)),
+            provenance=provenance_of(train.start),
             acts=tuple(body["acts"]),
             input=train.input,
             epochs=sum(n > 0 for n in train.epochs),
@@ -218,13 +234,14 @@ def _answer(record: RecordLike, epochs: int) -> Answer:
         body = record.body
         if type(body["returned"]) is not int or not 0 <= body["returned"] < epochs:
             raise TypeError(f"{body['returned']!r} is none of its epochs")
-        return Answer(body["selection"], body["last"], body["best"], body["returned"], body["out"]["hash"])
+        return Answer(body["selection"], body["last"], body["best"], body["returned"], body["out"]["hash"], provenance_of(record))
 
 
 def _reading(record: RecordLike) -> Reading:
     with as_recorded(record):
         body = record.body
-        return Reading(record.kind, body["input"], body.get("answer"), body.get("item"))
+        told = envelope_of(record), provenance_of(record)
+        return Reading(record.kind, body["input"], body.get("answer"), body.get("item"), *told)
 
 
 def _parts(run: Run, snapshot: Mapping[str, Any]) -> Iterable[Part]:
@@ -251,11 +268,16 @@ def _lines(train: TrainDetail) -> Iterable[str]:
     yield f"  input      {short(train.input)}"
     yield from _table("arguments", train.arguments)
     yield from _table("environment", train.environment)
+    for epochs, differing in _together(train.elsewhere):
+        yield from _table("elsewhere", {epochs: ", ".join(f"{name} {value}" for name, value in differing.items())})
+    for told in by(train.provenance):
+        yield f"  begun      {told}"
     for answer in train.answers:
         asked = ", ".join(f"{name} {value}" for name, value in answer.selection.items())
         best = "" if answer.best is None else f", best {answer.best}"
         told = ", ".join(f"{name} {value:.4g}" for name, value in train.metrics[answer.returned].items())
         yield f"  answer     {short(answer.hash)}: {answer.last} epochs{best}; {asked}; {told}"
+        yield from (f"  recorded   {told}" for told in by(answer.provenance, train.provenance))
     if not train.answers:
         yield "  answer     none yet: it is running, or was stopped"
     yield f"  kept       epochs {', '.join(map(str, train.kept)) or 'none'}"
@@ -268,6 +290,13 @@ def _table(title: str, values: Mapping[str, Any]) -> Iterable[str]:
     told = ", ".join(f"{name} {value}" for name, value in values.items())
     if told:
         yield f"  {title:10} {told}"
+
+
+def _together(elsewhere: Mapping[int, Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Yield epochs that say the same of their environment together: ``'epochs 3 to 7'``."""
+    for differing, group in itertools.groupby(elsewhere, elsewhere.__getitem__):
+        epochs = list(group)
+        yield (f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"), differing
 
 
 def _told(reading: Reading) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from purestate.core._digest import short
 from purestate.report._name import RunName
 from purestate.report._opened import Run, open_run
+from purestate.report._provenance import provenance_of
 from purestate.report._report import Report, fragment, seconds
 from purestate.run._chain import READERS, RecordLike, as_recorded
 from purestate.run._maintain import voided
@@ -20,7 +21,7 @@ __all__ = ["Entry", "History", "arguments_of", "entries", "history"]
 _ARGUMENTS = ("recipe.", "args.", "edits.", "seed")
 _NAMES = (".class.code", ".fn.code", ".value.code")
 """Where the name of a class or a function is, which somebody wrote, and not its content."""
-_HEADER = ["seq", "op", "epoch", "what", "hash", "time"]
+_HEADER = ["seq", "op", "epoch", "what", "hash", "time", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Entry:
         seconds: How long it took.
         digest: Of the record.
         voided: Whether a later reset took it back.
+        provenance: Who recorded it, when and from what; nothing of epochs, and of what versions recorded that did not say.
     """
 
     seq: int
@@ -52,10 +54,11 @@ class Entry:
     seconds: float | None
     digest: str
     voided: bool
+    provenance: Mapping[str, Any]
 
     def __str__(self) -> str:
         cells = ["" if cell is None else str(cell) for cell in self.cells()]
-        widths = (5, 12, 6, 0, 11, 0)
+        widths = (5, 12, 6, 0, 11, 0, 0)
         fields = [cell.rjust(w) if i in (0, 2) else cell.ljust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
         return "  ".join(fields).rstrip()
 
@@ -65,7 +68,9 @@ class Entry:
         told = {**self.arguments, **self.result}
         what = ("voided: " if self.voided else "") + ", ".join(f"{name} {_short(value)}" for name, value in told.items())
         state = self.hash or self.input
-        return [self.seq, op, self.epoch, what, short(state) if state else "", seconds(self.seconds)]
+        who = "@".join(filter(None, (self.provenance.get("user"), self.provenance.get("host"))))
+        recorded = " ".join(filter(None, (self.provenance.get("time"), who)))
+        return [self.seq, op, self.epoch, what, short(state) if state else "", seconds(self.seconds), recorded]
 
 
 @dataclass(frozen=True)
@@ -179,11 +184,12 @@ def _entry(record: RecordLike, op: int | None, gone: bool) -> Entry:
         elif kind in ("root", "keep"):
             state = body["state"]["hash"]
         else:
-            asked = {name: value for name, value in body.items() if name != "of" and value is not None}
+            asked = {name: value for name, value in body.items() if name not in ("of", "provenance") and value is not None}
         lasted = body.get("seconds")
         if not isinstance(lasted, int | float | None) or any(not isinstance(hash, str | None) for hash in (began, state)):
             raise TypeError(f"{lasted!r}, {began!r} or {state!r} is no duration, or no hash")
-        return Entry(record.seq, kind, op, epoch, asked, told, began, state, lasted, record.digest, gone)
+        who = provenance_of(record) if kind not in ("epoch", "keep") else {}
+        return Entry(record.seq, kind, op, epoch, asked, told, began, state, lasted, record.digest, gone, who)
 
 
 def _short(value: Any) -> str:

@@ -20,6 +20,7 @@ import purestate as ps
 from purestate.errors import UsageError
 from purestate.report._act import export, remove
 from purestate.report._care import check, clean, collect
+from purestate.report._code import show_code
 from purestate.report._detail import show
 from purestate.report._diff import RunComparison, compare
 from purestate.report._hashed import hashes
@@ -106,7 +107,7 @@ class Fragment(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td"}, tag
+        assert tag in {"div", "p", "b", "pre", "table", "thead", "tbody", "tr", "th", "td"}, tag
         assert {name for name, _ in attrs} <= {"style"}
         self.open.append(tag)
         if tag == "table":
@@ -149,6 +150,7 @@ def reports(folder: Path) -> dict[str, Report]:
         "log": history(other),
         "show": show(other),
         "show an op": show(RunName(folder, "adam", 0)),
+        "show code": show_code(other),
         "diff": both,
         "diff of equal runs": compare(golden, golden),
         "diff of logs": both.log or pytest.fail("no logs"),
@@ -171,7 +173,7 @@ def test_every_report_is_a_fragment_of_tables(found):
         assert page.tables or name == "diff of equal runs", name
         for table in page.tables:
             assert len({len(row) for row in table}) == 1, name
-    homes = {"_care", "_compared", "_detail", "_diff", "_hashed", "_history", "_listing", "_states", "_weights"}
+    homes = {"_care", "_code", "_compared", "_detail", "_diff", "_hashed", "_history", "_listing", "_states", "_weights"}
     kinds = {kind for kind in Report.__subclasses__() if kind.__module__.rpartition(".")[2] in homes}
     assert {type(report) for report in found.values()} == kinds
 
