@@ -17,7 +17,7 @@ import torch
 from purestate.core._component import Component
 from purestate.core._hash import dtype_name
 from purestate.core._state import State
-from purestate.core._tree import LeafSpec, Leaves, check_same_names, in_order, spec_of
+from purestate.core._tree import LeafSpec, Leaves, check_same_names, in_order, spec_of, stride_order
 from purestate.errors import PureStateWarning, StateError, TreeMismatchError, UnsupportedError
 from purestate.interop._load import load_jax
 
@@ -38,6 +38,7 @@ _COMMON = {
     ).split()
 }
 """The dtypes that torch and JAX have, by their name in both."""
+_SHARED = frozenset(_COMMON.values())
 _NAMED = 8
 """How many leaves a warning lists."""
 
@@ -210,15 +211,18 @@ class ToJax:
         self.is_64_bit = bool(jax.config.jax_enable_x64)
 
     def __call__(self, value: Any, where: str) -> Any:
-        if isinstance(value, self.jax.Array):
+        if isinstance(value, torch.Tensor):
+            tensor = value.detach() if value.requires_grad else value
+        elif isinstance(value, self.jax.Array):
             return value.copy() if self.copy else value
-        tensor = value.detach() if isinstance(value, torch.Tensor) else _of_numpy("to_jax", value, where)
+        else:
+            tensor = _of_numpy("to_jax", value, where)
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
             raise UnsupportedError(
                 f"to_jax: expected a dense tensor with elements at {where}, got {tensor.layout} on {tensor.device}.",
                 fix="Make it one: tensor.to_dense() or tensor.dequantize().",
             )
-        if dtype_name(tensor.dtype) not in _COMMON:
+        if tensor.dtype not in _SHARED:
             raise _no_dtype("to_jax", where, dtype_name(tensor.dtype), "JAX")
         tensor = _in_rows(tensor.resolve_conj().resolve_neg())
         if not tensor.is_cpu and not (tensor.is_cuda and _has_cuda(self.jax)):
@@ -278,23 +282,25 @@ class FromJax:
         if array.dtype.name not in _COMMON:
             remedy = "Give its words: jax.random.key_data(key)." if "key<" in str(array.dtype) else None
             raise _no_dtype("from_jax", where, str(array.dtype), "torch", remedy)
-        if len(array.sharding.device_set) > 1:
+        devices = array.sharding.device_set
+        if len(devices) > 1:
             if not array.is_fully_replicated:
                 raise StateError(
-                    f"from_jax: {where} is spread over {len(array.sharding.device_set)} devices, and a tensor is on one.",
+                    f"from_jax: {where} is spread over {len(devices)} devices, and a tensor is on one.",
                     fix="Bring it together: jax.device_put(array, jax.devices()[0]).",
                     path=where,
                 )
             array = array.addressable_data(0)
-        if next(iter(array.devices())).platform not in ("cpu", "gpu"):
+        if next(iter(devices)).platform not in ("cpu", "gpu"):
             return _of_numpy("from_jax", np.asarray(array), where)
         return torch.from_dlpack(self.jax.block_until_ready(array))
 
 
 def _in_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor in rows. JAX would take others as they are, and then copy them each time that a function is called."""
-    if tensor.is_contiguous():
-        # strides of axes of length 1 are anything
+    if stride_order(tensor) is None:
+        return tensor
+    if tensor.is_contiguous():  # strides of axes of length 1 are anything
         return tensor.as_strided(tensor.shape, torch.empty(tensor.shape, device="meta").stride())
     return tensor.contiguous()
 
