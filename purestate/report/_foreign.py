@@ -81,7 +81,7 @@ def tensors_of(path: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
     if kind == "safetensors":
         found = _safetensors(path, lambda *leaf: (leaf[0], _slice_tensor(*leaf) if leaf[0] in names else None))
         return {name: tensor for name, tensor in found if tensor is not None}
-    return {name: _tensor(value) for name, value in (_torch(path) if kind == "torch" else _orbax(path)) if name in names}
+    return {name: _tensor(value) for name, value in (_torch(path) if kind == "torch" else _orbax(path, names)) if name in names}
 
 
 def _kind(path: Path) -> Literal["orbax", "torch", "safetensors"]:
@@ -197,8 +197,8 @@ def _flat(value: Any, name: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def _orbax(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield names and tensors of an item of a store, or names and numpy arrays of what somebody else wrote."""
+def _orbax(path: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield names and tensors of an item of a store, those that are asked for; or names and numpy arrays of what others wrote."""
     from purestate.store._reader import UnreadableLeafError, read_arrays, read_foreign
     from purestate.store._tensors import LeafMeta, empty
 
@@ -206,7 +206,8 @@ def _orbax(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         if (path / ITEM_META).exists():  # an item of a store: dtypes that Orbax lacks are named there
             noted = json.loads((path / ITEM_META).read_bytes())["leaves"]
-            metas = {name: LeafMeta.from_json(fields) for name, fields in noted.items()}
+            wanted = noted.items() if names is None else ((name, noted[name]) for name in noted if name in names)
+            metas = {name: LeafMeta.from_json(fields) for name, fields in wanted}
             read = read_arrays(path, {name: meta for name, meta in metas.items() if meta.size})
             yield from ((name, read[name] if name in read else empty(meta)) for name, meta in metas.items())
             return

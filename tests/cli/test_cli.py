@@ -181,6 +181,18 @@ def test_diff_says_by_its_status_whether_runs_are_equal(store, tmp_path):
     assert "train 0, epoch 2" in result.output
 
 
+def test_diff_takes_files(store, tmp_path):
+    [item] = store.glob("items/12/*")
+    assert call("diff", f"{store}:adam", item).exit_code == 0
+    other = call("diff", item, f"{store}:adam@0", "--json")
+    assert other.exit_code == 1
+    told = json.loads(other.output)
+    assert (told["ok"], len(told["changed"]) + told["equal"], told["only_a"], told["only_b"]) == (False, 9, [], [])
+    (tmp_path / "f.txt").write_text("hello, world")
+    wrong = call("diff", store, tmp_path / "f.txt")
+    assert (wrong.exit_code, "no file that can be hashed leaf by leaf" in wrong.stderr) == (2, True)
+
+
 def test_rm_asks_and_removes(store):
     for answer in ("n\n", ""):
         asked = call("rm", f"{store}:adam", input=answer)
