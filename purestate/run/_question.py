@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from purestate.core._digest import scalar_hash
+from purestate.core._digest import canonical_json, scalar_hash
 
 __all__ = ["DEFAULT", "Question", "causes", "changes", "flatten", "said", "shown"]
 
@@ -46,6 +46,7 @@ _SAYINGS = (
 )
 """How the beginning of a name is put for people; the first that fits."""
 _DATA = ("train_data", "val_data", "data")
+_MISSING = object()
 _DIGEST = re.compile(r"(?:b3:)?\b([0-9a-f]{8})[0-9a-f]{24,56}\b")
 
 
@@ -100,10 +101,16 @@ def causes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, A
         b: Another.
     """
     tables = tuple({"op": q["op"], **q["about"], **q["parts"]} for q in (a, b))
-    missing = object()
-    differing = [name for name in {**tables[0], **tables[1]} if tables[0].get(name, missing) != tables[1].get(name, missing)]
+    differing = [name for name in {**tables[0], **tables[1]} if not _same(name, tables)]
     first = [name for name in differing if not _follows(name, differing, tables)]
     return [(name, *(shown(name, table) for table in tables)) for name in sorted(first or differing, key=_importance)]
+
+
+def _same(name: str, tables: _Tables) -> bool:
+    one, other = (table.get(name, _MISSING) for table in tables)
+    if one != other or type(one) is str or one is _MISSING:
+        return one == other
+    return canonical_json(one) == canonical_json(other)  # 1, 1.0 and True are equal to Python
 
 
 _Tables = tuple[Mapping[str, Any], ...]
@@ -119,6 +126,9 @@ def _follows(name: str, differing: list[str], tables: _Tables) -> bool:
     above = [name[:i] for i, letter in enumerate(name) if letter == "."]
     if any(cause in differing and cause != name for whole in above for cause in _tells(whole, tables)):
         return True
+    owner, _, argument = name.partition(".args.")
+    if argument and not all(name in table for table in tables) and f"{owner}.class.code" in differing:
+        return True  # an argument that only one of two classes takes
     if name.startswith("code.") and not all(name in table for table in tables):
         # code that came or went was reached from something
         known = [other for other in differing if all(other in table for table in tables)]
@@ -144,9 +154,9 @@ def _tells(whole: str, tables: _Tables) -> list[str]:
     return names if whole.endswith((".class", ".fn", ".value")) else [*names, f"{whole}.code", f"{whole}.fn.code"]
 
 
-def _importance(name: str) -> tuple[int, str]:
+def _importance(name: str) -> tuple[int, bool, str]:
     order = ("seed", "recipe.", "args.", "module", "code.", "metrics.", *_DATA, "parent", "edits.", "input.", "package.")
-    return next((i for i, prefix in enumerate(order) if name.startswith(prefix)), len(order)), name
+    return next((i for i, prefix in enumerate(order) if name.startswith(prefix)), len(order)), ".args." in name, name
 
 
 def said(name: str) -> str:
