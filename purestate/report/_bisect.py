@@ -19,10 +19,11 @@ from purestate.report._compared import Difference, part_of
 from purestate.report._leaf import LeafComparison
 from purestate.report._name import RunName
 from purestate.report._opened import Run, environment_of, open_run
-from purestate.report._report import Report
+from purestate.report._report import Report, fragment
 from purestate.run._chain import Trajectory, as_recorded
 from purestate.run._question import causes, said
 from purestate.run._trace import EpochTrace, trace_of
+from purestate.view import html_table
 
 if TYPE_CHECKING:
     from purestate.run._bisect import Found, Operator, Strayed
@@ -44,6 +45,7 @@ _WHERE = {
     "epoch_scheduler": "Both have the same batch, loss and gradients: it is the epoch scheduler.",
     "ema": "Both have the same batch, loss, gradients and parameters: it is the average.",
 }
+_HEADER = ["leaf", "type", "elements that differ", "of", "by up to", "ulps"]
 _KINDS = {
     "output": "given the same, it gives something else",
     "input": "it is given something else, which no operator before it made",
@@ -85,9 +87,11 @@ class Parting:
     unknown: str | None = None
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        more = [f"  and {len(self.leaves) - _SHOWN} more"] if len(self.leaves) > _SHOWN else []
+        return "\n".join([*self.where(), *(f"  {leaf}" for leaf in self.leaves[:_SHOWN]), *more, *self.in_operator()])
 
-    def _lines(self) -> Iterator[str]:
+    def where(self) -> Iterator[str]:
+        """Yield where it is, and what differed first, in sentences."""
         states = f"{short(self.states[0])} | {short(self.states[1])}"
         if self.epoch is None:
             yield f"train {self.op}: all epochs are equal, and the answers are not: {states}"
@@ -100,9 +104,9 @@ class Parting:
             yield _WHERE[self.part]
         elif self.same_batch is not None:
             yield "Both were given the same batches." if self.same_batch else _WHERE["batch"]
-        yield from (f"  {leaf}" for leaf in self.leaves[:_SHOWN])
-        if len(self.leaves) > _SHOWN:
-            yield f"  and {len(self.leaves) - _SHOWN} more"
+
+    def in_operator(self) -> Iterator[str]:
+        """Yield in which operator it is, where anything is known of that."""
         if self.operator is not None:
             one = self.operator
             names = one.a or one.b if one.kind != "other" else f"{one.a or '-'} | {one.b or '-'}"
@@ -154,9 +158,20 @@ class Bisection(Report):
         return self.verdict == "equal"
 
     def __str__(self) -> str:
-        return "\n".join([f"a: {self.a}", f"b: {self.b}", *self._lines()])
+        parting = [] if self.parting is None else [str(self.parting)]
+        return "\n".join([f"a: {self.a}", f"b: {self.b}", *self._asked(), *parting, *self._recomputed()])
 
-    def _lines(self) -> Iterator[str]:
+    def to_html(self) -> str:
+        """Return sentences, and a table of the leaves."""
+        parts: list[str | tuple[str, str]] = [f"{self.a} | {self.b}", *self._asked()]
+        if self.parting is not None:
+            rows = [[leaf.path, leaf.a, leaf.changed, leaf.elements, leaf.largest, leaf.ulps] for leaf in self.parting.leaves]
+            parts += self.parting.where()
+            parts += [("", html_table(rows, _HEADER))] if rows else []
+            parts += self.parting.in_operator()
+        return fragment(*parts, *self._recomputed())
+
+    def _asked(self) -> Iterator[str]:
         if self.verdict == "equal":
             yield f"equal: {self.compared} epochs have the same hashes"
         if self.ends is not None:
@@ -166,8 +181,8 @@ class Bisection(Report):
             yield from (f"  {one}" for one in self.questions)
         if self.verdict == "asked":
             yield "Nothing was computed. Where they should agree all the same, --anyway looks where they part."
-        if self.parting is not None:
-            yield str(self.parting)
+
+    def _recomputed(self) -> Iterator[str]:
         for one in self.strayed:
             yield (
                 f"not reproducible here: epoch {one.epoch} of {one.run} was recorded as {short(one.recorded)}, "
@@ -228,7 +243,7 @@ def bisect(
     targets.append(targets[0] if script_b is None else target(script_b, args, "bisect"))
     trains = [run.chain.binding()[parting.op] for run in runs]
     sides = tuple(
-        Side(str(run.name), run.name.store.absolute(), run.backend, train, what)
+        Side(str(run.name), run.name.store.absolute(), run.backend, run.id, train, what)
         for run, train, what in zip(runs, trains, targets, strict=True)
     )
     with TemporaryDirectory(prefix="purestate-", ignore_cleanup_errors=True) as folder:

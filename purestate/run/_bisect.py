@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from purestate.errors import ScriptError
 from purestate.run._chain import Trajectory
+from purestate.run._mode import VARIABLE
 from purestate.run._named import items_of
 from purestate.run._script import Target, command
 from purestate.store._backend import Backend
@@ -55,6 +56,7 @@ class Side:
         name: What it is called: ``'ckpts:adam'``.
         store: The folder of the store.
         backend: What is in it.
+        checkpoint: Its id.
         train: The trajectory.
         target: The script that made it.
     """
@@ -62,6 +64,7 @@ class Side:
     name: str
     store: Path
     backend: Backend
+    checkpoint: str
     train: Trajectory
     target: Target
 
@@ -324,11 +327,18 @@ class _Process:
         folder.mkdir()
         orders, self._printed = folder / "orders.json", folder / "output"
         (theirs, self._write), (self._read, ours) = os.pipe(), os.pipe()
-        told = {"read": theirs, "write": ours, "store": os.fspath(side.store), "record": side.train.start.digest}
+        told = {"read": theirs, "write": ours, "store": os.fspath(side.store), "checkpoint": side.checkpoint}
+        told["record"] = side.train.start.digest
         line = command("_lockstep", side.target, told, orders)
         with self._printed.open("wb") as output:
             self._process = subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(theirs, ours), start_new_session=True
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs, ours),
+                env={**os.environ, VARIABLE: "offline"},  # what the script starts writes nothing either
+                start_new_session=True,
             )
         os.close(theirs)
         os.close(ours)

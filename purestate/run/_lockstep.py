@@ -7,12 +7,12 @@ mean, is in `_bisect`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ from purestate.core._batch import Batch, owned
 from purestate.core._position import Position
 from purestate.core._state import State
 from purestate.data._position import batch_bits
-from purestate.errors import PureStateError
+from purestate.errors import PureStateError, StoreError
 from purestate.run._again import stream
 from purestate.run._chain import RecordLike, Trajectory
 from purestate.run._handed import read_state, write_leaves, write_state
@@ -42,11 +42,11 @@ def main(orders: dict[str, Any]) -> None:
     """Run the target of the orders as this process's script.
 
     Args:
-        orders: As `purestate.run._script.command` wrote them, with ``store``: the folder of the run. ``record``: the train
-            that is wanted, by the digest of its first record. ``read``, ``write``: the descriptors of two pipes.
+        orders: As `purestate.run._script.command` wrote them, with ``store``, ``checkpoint``: the run. ``record``: the
+            train that is wanted, by the digest of its first record. ``read``, ``write``: the descriptors of two pipes.
     """
     pipe = _Pipe(orders["read"], orders["write"])
-    elsewhere(_placing(Path(orders["store"])))
+    elsewhere(_Placing(Path(orders["store"]), orders["checkpoint"]))
     audited_by(_Wanted(pipe, orders["record"]))
     try:
         play(orders, orders["store"])
@@ -57,16 +57,23 @@ def main(orders: dict[str, Any]) -> None:
     pipe.leave(failed="never", text="it ended, and never asked for that train")
 
 
-def _placing(store: Path) -> Callable[[Path], Path]:
-    """Return where folders are that the script names: the first one is the store of the run, wherever that is now."""
-    named: list[Path] = []
+class _Placing:
+    """Says where folders are that the script names: one that has the run's checkpoint, or none at all, is the run's store.
 
-    def placed(path: Path) -> Path:
-        if path not in named:
-            named.append(path)
-        return store if path == named[0] and store not in named else path
+    The two runs have a store each, and one script names one of them.
+    """
 
-    return placed
+    def __init__(self, store: Path, checkpoint: str) -> None:
+        self._store, self._checkpoint = store, checkpoint
+        self._places: dict[Path, Path] = {}
+
+    def __call__(self, path: Path) -> Path:
+        if path not in self._places:
+            self._places[path] = path  # it is looked at as it is
+            with contextlib.suppress(StoreError):  # whoever asks it for something is told
+                ids = DiskBackend(path).ids()
+                self._places[path] = self._store if not ids or self._checkpoint in ids else path
+        return self._places[path]
 
 
 class _Pipe:
@@ -145,7 +152,7 @@ class _Lockstep:
         self._n = start + 1
         if start == self._epoch - 1:
             self._before = state.own()
-        with closing(stream(call, state, start, keeper=self, on_batch=self._on_batch)) as epochs:
+        with contextlib.closing(stream(call, state, start, keeper=self, on_batch=self._on_batch)) as epochs:
             for epoch, _ in epochs:
                 if epoch.n == self._epoch:
                     pipe.leave(epoch=epoch.n, hash=epoch.state.hash)
