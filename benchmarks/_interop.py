@@ -47,5 +47,5 @@ seconds = interleave(
     },
     rounds,
 )
-grown = None if before is None or after is None else after - before
+grown = None if before is None or after is None else max(0.0, after - before)
 print(json.dumps({**seconds, "shared": shared, "grown": grown}))

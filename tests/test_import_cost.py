@@ -11,6 +11,8 @@ HEAVY = [
     "orbax",
     "jax",
     "jaxlib",
+    "flax",
+    "optax",
     "tensorstore",
     "matplotlib",
     "torch._dynamo",

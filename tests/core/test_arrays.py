@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import purestate as ps
 from purestate.core._arrays import array_hash, tree_hash
 from purestate.core._hash import leaf_hash
 from purestate.errors import UnsupportedError
@@ -33,10 +34,23 @@ def test_numpy_and_torch_agree(dtype):
     assert array_hash(Foreign(array)) == array_hash(array)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+EIGHT_BITS = ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", *EIGHT_BITS])
 def test_the_dtypes_of_jax_agree(dtype):
-    array = np.array([1.5, -2.0, 0.25], getattr(ml_dtypes, dtype))
-    assert array_hash(array) == leaf_hash(torch.tensor([1.5, -2.0, 0.25]).to(getattr(torch, dtype)))
+    """Every bit pattern of theirs, nan with all payloads among them."""
+    data = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
+    array, tensor = data.view(getattr(ml_dtypes, dtype)), torch.from_numpy(data).view(getattr(torch, dtype))
+    assert array_hash(array) == array_hash(Foreign(array)) == leaf_hash(tensor)
+    assert array_hash(array.reshape(2, -1)) == leaf_hash(tensor.reshape(2, -1)) != leaf_hash(tensor)
+
+
+def test_a_nested_tree_is_hashed_by_its_names():
+    tree = {"a": {"b": np.ones(2, np.float32), "c": {"0": torch.ones(1)}}}
+    assert tree_hash(ps.flatten(tree)) == tree_hash({"a.b": torch.ones(2), "a.c.0": np.ones(1, np.float32)})
+    with pytest.raises(UnsupportedError, match=r"expected an array at 'a', got a dict: give ps\.flatten\(tree\)"):
+        tree_hash(tree)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (2, 3, 4)])
