@@ -67,13 +67,19 @@ class AuditReport(Report):
 
     def _rows(self) -> list[list[Any]]:
         return [
-            [one.op if isinstance(one.op, str) else f"train {one.op}", one.record, one.epochs, one.said, seconds(one.seconds)]
+            [
+                _op(one.op),
+                one.record,
+                one.epochs,
+                one.said.partition(":")[0] if one.record is None else one.said,
+                seconds(one.seconds),
+            ]
             for one in self.ops
         ]
 
 
 _HEADER = ["op", "record", "epochs", "verdict", "time"]
-_NEXT = "To find the step and the leaf: purestate bisect {0.run} --script {0.script}"
+_NEXT = "For the step and the leaf, record it again under another id: purestate bisect {0.run} OTHER --script {0.script}"
 
 
 def audit(

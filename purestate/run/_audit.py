@@ -56,7 +56,7 @@ class Raising:
         audited = note(ledger, audited)
         if audited.differences:
             raise to_error(audited)
-        return audited.said
+        return f"{audited.said}, and not in the journal" if audited.noted else audited.said
 
 
 def note(ledger: Ledger, audited: Audited) -> Audited:
@@ -87,7 +87,7 @@ def to_error(audited: Audited) -> AuditError:
     return AuditError(
         audited.finding,
         cause="\n".join(lines),
-        fix="purestate bisect finds the first step and leaf at which two runs part.",
+        fix="For the step and the leaf, record it again under another id: purestate bisect A B --script SCRIPT.",
         checkpoint=audited.checkpoint,
         op=audited.op,
         epoch=first.epoch,
