@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from purestate.interop._flax import to_flax as to_flax
     from purestate.interop._jax import from_jax as from_jax
     from purestate.interop._jax import to_jax as to_jax
+    from purestate.interop._jax_step import jax_step as jax_step
     from purestate.interop._names import flatten as flatten
     from purestate.interop._names import nest as nest
+    from purestate.interop._optax import optax as optax
     from purestate.report._audit import audit as audit
     from purestate.report._compare import compare as compare
     from purestate.run import Checkpoint as Checkpoint
@@ -91,12 +93,14 @@ _LATER = {
     "from_jax": "purestate.interop._jax",
     "from_orbax": "purestate.run._foreign",
     "init": "purestate.core._init",
+    "jax_step": "purestate.interop._jax_step",
     "make_loss": "purestate.core._pure",
     "make_step": "purestate.core._pure",
     "metric": "purestate.core._metrics",
     "metric_accuracy": "purestate.core._metrics",
     "metric_binaccuracy": "purestate.core._metrics",
     "nest": "purestate.interop._names",
+    "optax": "purestate.interop._optax",
     "plot_metrics": "purestate.run",
     "set_lr": "purestate.core._edit",
     "setup": "purestate.run",

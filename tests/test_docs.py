@@ -112,12 +112,13 @@ def test_a_second_run_ends_on_the_same_hashes(outputs):
 
 
 def test_the_blocks_on_use_as_a_library_run(outputs):
-    train, find_lr, predict, mean, averaged = outputs[-1].split("---")[1].strip().splitlines()
+    train, find_lr, predict, mean, averaged, own = outputs[-1].split("---")[1].strip().splitlines()
     assert re.match(r"adam train 1 \| \d+ epochs", train)
     assert find_lr.startswith("adam find_lr")
     assert predict.startswith("adam predict")
     assert mean.startswith("mean train 0 | 5 epochs")
     assert averaged.startswith("mean evaluate | loss")
+    assert own.startswith("own train 0 | 2 epochs")
 
 
 @pytest.mark.moves_generators  # a module that nobody seeded draws its weights

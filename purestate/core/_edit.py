@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from purestate.core._optim import replace_learning_rates, stored_learning_rates
+from purestate.core._optim import replace_learning_rates, require_rates, stored_learning_rates
 from purestate.core._state import COMPONENTS, State, require
 from purestate.core._tree import Leaves
 from purestate.errors import SetupError, StateError
@@ -39,7 +39,8 @@ def set_lr(state: State, lr: float | Sequence[float]) -> State:
         >>> [(leaf.path, leaf.a, leaf.b) for leaf in ps.diff(state, ps.set_lr(state, 0.01))]
         [("optimizer.param_groups[0]['lr']", '0.1', '0.01')]
     """
-    require(state, "optimizer", "set_lr")
+    recipe = require(state, "optimizer", "set_lr")
+    require_rates(recipe.optimizer, "set_lr: a rate was given", "lr")
     if state.optimizer is None:
         raise SetupError(
             "set_lr: the optimizer was not built yet, so its rate is the one in its arguments.",
@@ -47,13 +48,6 @@ def set_lr(state: State, lr: float | Sequence[float]) -> State:
             argument="lr",
         )
     groups = len(stored_learning_rates(state.optimizer))
-    if not groups:
-        raise SetupError(
-            "set_lr: the optimizer has no learning rate of its own.",
-            cause="That of Optax is in the transformation, which is part of the recipe.",
-            fix="Set it up with another: ps.setup(state, optimizer_fn=ps.optax(...)).",
-            argument="lr",
-        )
     try:
         rates = [float(lr)] * groups if isinstance(lr, (int, float, torch.Tensor)) else [float(rate) for rate in lr]
     except (TypeError, ValueError):

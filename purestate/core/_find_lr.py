@@ -11,6 +11,7 @@ import torch
 from purestate.core._batch import Feed
 from purestate.core._guard import GuardMode, check_guard
 from purestate.core._key import Tag
+from purestate.core._optim import require_rates
 from purestate.core._runners import gradient_runner
 from purestate.core._state import State, require
 from purestate.core._work import Working, isolated
@@ -56,6 +57,7 @@ def find_lr(
     check_guard(guard, "find_lr")
     require(state, "loss", "find_lr")
     recipe = require(state, "optimizer", "find_lr")
+    require_rates(recipe.optimizer, "find_lr: a rate is swept", "optimizer_fn")
     numbers = all(isinstance(rate, (int, float)) for rate in (min_rate, max_rate)) and isinstance(epochs, int)
     if not numbers or not 0 < min_rate < max_rate or epochs < 1:
         raise SetupError(

@@ -26,6 +26,7 @@ __all__ = [
     "export_optimizer",
     "learning_rates",
     "replace_learning_rates",
+    "require_rates",
     "restore_optimizer",
     "stored_learning_rates",
     "with_moments_of",
@@ -35,7 +36,8 @@ __all__ = [
 ROOT = "optimizer"
 HOUSEKEEPING = frozenset(
     {
-        "state",  # this and the next two are written on their own
+        "state",  # this and the next three are written on their own
+        "named_state",  # what `OptimizerSurvey` makes of the state under names, and no attribute
         "param_groups",
         "defaults",
         "step",  # the counting wrapper that a scheduler puts there
@@ -122,7 +124,8 @@ def build_optimizer(factory: Factory, params: Mapping[str, nn.Parameter]) -> Opt
     """Build an optimizer on working parameters.
 
     Args:
-        factory: Of kind ``'optimizer'``. A function is called with ``list(params.values())``.
+        factory: Of kind ``'optimizer'``. A function is called with ``list(params.values())``, or with ``params`` if it says that
+            it ``takes_names``.
         params: Trainable parameters by name, in the model's order. Held by the optimizer, not modified.
 
     Returns:
@@ -132,7 +135,8 @@ def build_optimizer(factory: Factory, params: Mapping[str, nn.Parameter]) -> Opt
         SetupError: The class refused its arguments; the function returned something else, or took parameters from elsewhere.
         UnsupportedError: Its ``step`` needs a closure, or it holds something that cannot be kept.
     """
-    optimizer = factory.build(list(params.values()))
+    by_name = getattr(factory.fn, "takes_names", False)
+    optimizer = factory.build(dict(params) if by_name else list(params.values()))
     if not isinstance(optimizer, Optimizer):
         raise SetupError(
             f"optimizer_fn {factory.name} returned {optimizer!r}, which is not a torch.optim.Optimizer.", argument="optimizer_fn"
@@ -152,6 +156,8 @@ def build_optimizer(factory: Factory, params: Mapping[str, nn.Parameter]) -> Opt
 def export_optimizer(optimizer: Optimizer, params: Mapping[str, torch.Tensor]) -> Component:
     """Return what a live optimizer knows. Nothing is copied: the leaves are the optimizer's own tensors.
 
+    One whose state is elsewhere while it steps puts it in place when its ``purestate_settle()`` is called.
+
     Args:
         optimizer: From `build_optimizer` or `restore_optimizer`. Not modified.
         params: The parameters that it was built on, by name.
@@ -159,6 +165,9 @@ def export_optimizer(optimizer: Optimizer, params: Mapping[str, torch.Tensor]) -
     Raises:
         UnsupportedError: An attribute or slot holds something that cannot be part of a state; the message names it.
     """
+    settle = getattr(optimizer, "purestate_settle", None)
+    if settle is not None:
+        settle()
     survey = OptimizerSurvey(optimizer, params)
     return Component({"objects": survey.values}, survey.leaves)
 
@@ -263,6 +272,23 @@ def stored_learning_rates(component: Component) -> list[float]:
     """Return the learning rate of each group of a kept optimizer that has one."""
     groups = component.skeleton["objects"][ROOT].get("param_groups", ())
     return [float(join(group["lr"], component.leaves)) for group in groups if "lr" in group]
+
+
+def require_rates(factory: Factory | None, what: str, argument: str) -> None:
+    """Raise `SetupError` where an optimizer has no learning rates of its own, which ``what`` would change.
+
+    Args:
+        factory: How the optimizer is made; None for none.
+        what: The beginning of the message: ``'train: warmup=1 was given'``.
+        argument: What was given.
+    """
+    if getattr(factory and factory.fn, "keeps_rates", False):
+        raise SetupError(
+            f"{what}, and the optimizer has no learning rate of its own.",
+            cause="That of Optax is in the transformation, schedules included.",
+            fix="Give it one: ps.setup(state, optimizer_fn=ps.optax(optax.adam(optax.warmup_cosine_decay_schedule(...)))).",
+            argument=argument,
+        )
 
 
 def replace_learning_rates(component: Component, rates: Sequence[float]) -> Component:

@@ -20,7 +20,7 @@ from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums, exact_dtype
 from purestate.core._optim import stored_learning_rates
 from purestate.core._seeds import seed_all
-from purestate.core._state import COMPONENTS, SUBTREES, Counters, State, require
+from purestate.core._state import COMPONENTS, SUBTREES, Counters, Origin, State, require
 from purestate.core._tree import Leaves, check_same_names
 from purestate.errors import ImpurityError, MetricError, MutatedStateError, SetupError, TreeMismatchError
 
@@ -84,6 +84,7 @@ class Own:
         self._state, self._recipe, self._fn, self._key, self._guard = state, state.recipe, step, key, guard
         self._calls = 0
         self._rates = _rates(state)
+        self._origin = Origin(state.origin.base or state.hash)  # or who returns `state.replace(...)` would hash each state
 
     def take(self, batch: Batch) -> tuple[Mapping[str, Any], int]:
         """Take a step. Returns its metrics, and how many samples the batch has.
@@ -94,7 +95,7 @@ class Own:
             SetupError: It returned something else than a state and metrics.
         """
         self._calls += 1
-        given = self.lend(key=self._key)
+        given = self.lend(key=self._key)._with(origin=self._origin)
         size = batch_size(batch)
         looked_at = self._guard == "always" or (self._guard == "first" and self._calls <= FIRST)
         before = owned(batch) if looked_at else batch

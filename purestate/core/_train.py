@@ -19,6 +19,7 @@ from purestate.core._capture import Runner
 from purestate.core._guard import GuardMode, check_guard
 from purestate.core._key import Key, Tag
 from purestate.core._metrics import Metric, Sums
+from purestate.core._optim import require_rates
 from purestate.core._own import Means, Own, OwnStep, check_own
 from purestate.core._position import Keeper, Position
 from purestate.core._runners import evaluate_runner, gradient_runner, sweep
@@ -110,7 +111,9 @@ def train(
     check_guard(guard, "train")
     if step is None:
         require(state, "loss", "train")
-        require(state, "optimizer", "train")
+        recipe = require(state, "optimizer", "train")
+        if warmup:
+            require_rates(recipe.optimizer, f"train: warmup={warmup} was given", "warmup")
     else:
         check_own(step, state, validated=val_feed is not None, metrics=metrics, warmup=warmup)
     state.check()

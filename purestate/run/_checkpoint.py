@@ -13,6 +13,7 @@ from typing import Any
 
 from purestate.core._guard import GuardMode, check_guard
 from purestate.core._metrics import Metric, as_metrics
+from purestate.core._optim import require_rates
 from purestate.core._own import OwnStep, check_own
 from purestate.core._state import State, require
 from purestate.errors import SetupError
@@ -348,6 +349,8 @@ class Checkpoint(Logged):
         selection = Selection(epochs, watch, load_best, patience)
         if type(warmup) is not int or warmup < 0:
             raise SetupError(f"train: warmup must be an integer of at least 0, got {warmup!r}.", argument="warmup")
+        if warmup and state.recipe is not None:
+            require_rates(state.recipe.optimizer, f"train: warmup={warmup} was given", "warmup")
         known = as_metrics(metrics)
         if step is not None:
             check_own(step, state, validated=val_dl is not None, metrics=known, warmup=warmup)

@@ -15,6 +15,7 @@ from torch import nn
 from purestate.code import describe
 from purestate.core._factory import Factory
 from purestate.core._loss import make_objective
+from purestate.core._optim import require_rates
 from purestate.core._recipe import COMPILERS, PRECISIONS, Clip, Recipe
 from purestate.core._state import COMPONENTS, State, require
 from purestate.errors import SetupError
@@ -149,7 +150,11 @@ def setup(
     if ema_decay is not None or clear_ema:
         changed["ema_decay"] = decay = _decay(ema_decay, clear_ema)
         fresh["ema"] = None if decay is None else state.params if state.ema is None else state.ema
-    return state.derived({"setup": sorted(changed)}, recipe=before.replace(**changed), **fresh)
+    recipe = before.replace(**changed)
+    for name in ("epoch_scheduler", "step_scheduler"):
+        if getattr(recipe, name) is not None:
+            require_rates(recipe.optimizer, f"setup: there is a {name}", name)
+    return state.derived({"setup": sorted(changed)}, recipe=recipe, **fresh)
 
 
 def _factory(kind: str, cls: type | None, args: _Args, fn: Callable[..., Any] | None) -> Factory | None:

@@ -1,0 +1,256 @@
+"""`ps.jax_step`: a training step in JAX, recorded, cut, resumed and asked for like any other; no memory has two writers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import purestate as ps
+from purestate.core._own import step_key
+from purestate.errors import BatchError, MetricError, SetupError, StaleRecordError, TreeMismatchError, UnsupportedError
+from tests.helpers import batch, bits
+from tests.interop.cuts import cut_everywhere
+
+pytestmark = pytest.mark.skipif(find_spec("optax") is None, reason="the extra dev brings Optax")
+DATA = [batch(4, seed=i) for i in range(3)]
+VALIDATION = [batch(4, seed=9)]
+
+
+@pytest.fixture
+def optax(jax: Any) -> Any:
+    import optax
+
+    return optax
+
+
+def start() -> ps.State:
+    return ps.setup(ps.init(lambda: nn.Linear(3, 2), seed=0), loss_cls=nn.CrossEntropyLoss)
+
+
+def fit(jax: Any, optax: Any, transformation: Any) -> Callable[..., Any]:
+    """A step of cross entropy with dropout on what comes in."""
+
+    def step(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+        def loss(params: Any) -> Any:
+            x, y = batch
+            kept = jax.random.bernoulli(key, 0.8, x.shape)
+            out = jax.numpy.where(kept, x / 0.8, 0.0) @ params["weight"].T + params["bias"]
+            return optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, opt_state = transformation.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, {"loss": value, "norm": optax.tree.norm(gradients)}
+
+    return step
+
+
+@pytest.fixture
+def step(jax: Any, optax: Any) -> Any:
+    adam = optax.adam(optax.linear_schedule(0.1, 0.0, 8))
+    return ps.jax_step(fit(jax, optax, adam), init=adam.init)
+
+
+def test_the_bits_of_the_loop_in_jax(jax, optax, step):
+    """What one writes without us: the same weights, moments, losses, keys."""
+    s0, ck = start(), ps.MemoryStore().checkpoint("a", echo=None)
+    s1 = ck.train(s0, DATA, epochs=2, step=step)
+    adam = optax.adam(optax.linear_schedule(0.1, 0.0, 8))
+    params = {name: jax.numpy.array(p.numpy()) for name, p in s0.params.items()}
+    opt_state, jitted, losses = adam.init(params), jax.jit(fit(jax, optax, adam)), list[float]()
+    base = jax.random.fold_in(jax.random.wrap_key_data(s0.key.words), 4)
+    for i, (x, y) in enumerate(DATA * 2):
+        given = jax.numpy.array(x.numpy()), jax.numpy.array(y.numpy())
+        params, opt_state, metrics = jitted(params, opt_state, jax.random.fold_in(base, i), given)
+        losses.append(float(metrics["loss"]))
+    assert {name: bits(p) for name, p in s1.params.items()} == {name: np.asarray(a).tobytes() for name, a in params.items()}
+    kept = {path: bits(leaf) for path, leaf in s1.optimizer.leaves.items()}
+    assert sorted(kept.values()) == sorted(np.asarray(a).tobytes() for a in jax.tree.leaves(opt_state))
+    assert kept["optimizer.state['0.count']"] == np.int32(6).tobytes()
+    assert kept["state/weight/0.mu"] == np.asarray(opt_state[0].mu["weight"]).tobytes()
+    assert ck.last is not None
+    assert ck.last.history["train_loss"] == [sum(losses[:3]) * 4 / 12, sum(losses[3:]) * 4 / 12]
+    assert (s1.counters.step, s1.key) == (
+        6,
+        ps.MemoryStore().checkpoint("b", echo=None).train(s0, DATA, epochs=2, step=still).key,
+    )
+
+
+def still(state: ps.State, batch: Any) -> Any:
+    return state, {}
+
+
+def test_cut_after_every_batch(step):
+    def train(ck: ps.Checkpoint) -> ps.State:
+        return ck.train(start(), DATA, VALIDATION, epochs=2, load_best=True, step=step)
+
+    cut_everywhere(train, batches=1 + 2 * (3 + 1))
+
+
+def test_on_disk_and_back_in_another_op(jax, optax, tmp_path):
+    def again() -> ps.State:
+        adam = optax.adam(optax.linear_schedule(0.1, 0.0, 12))
+        ck = ps.Store(tmp_path / "a").checkpoint("a", echo=None)
+        step = ps.jax_step(fit(jax, optax, adam), init=adam.init)
+        s1 = ck.train(start(), DATA, VALIDATION, epochs=2, load_best=True, step=step)
+        s2 = ck.train(s1, DATA, VALIDATION, epochs=2, step=step)
+        cached.append(ck.last.cached)
+        return s2
+
+    cached = list[bool]()
+    s2 = again()
+    assert (again(), cached) == (s2, [False, True])
+    s2.verify()
+    assert s2.optimizer.leaves["optimizer.state['0.count']"] > 6
+
+
+def test_a_step_is_a_function(step):
+    s0 = start()
+    new, metrics = step(s0, DATA[0])
+    assert (step(s0, DATA[0])[0], step(s0, DATA[0])[1]) == (new, metrics)
+    assert s0 == start()
+    assert (new.counters.step, new.key) == (1, s0.key)
+    assert step(new, DATA[0])[0] == step(new.own(), DATA[0])[0]
+    assert step_key(new) != step_key(s0)
+
+
+def test_no_state_is_written_to_by_later_steps(jax, optax):
+    """Whatever is donated inside, or handed on as it is: states that somebody holds keep their bits."""
+    adam = optax.adam(0.1)
+    donating = jax.jit(fit(jax, optax, adam), donate_argnums=(0, 1))
+
+    def init(params: Any) -> Any:
+        return adam.init(params), params, jax.numpy.zeros((4, 3))
+
+    def keeps(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+        new, inner, metrics = donating(params, opt_state[0], key, batch)
+        return new, (inner, params, batch[0]), metrics
+
+    step = ps.jax_step(keeps, init=init)
+    batches = [(x.clone(), y.clone()) for x, y in DATA]
+    state, held = start(), list[tuple[ps.State, str, Any]]()
+    for one in batches * 2:
+        state, _ = step(state, one)
+        held.append((state, state.hash, {path: bits(leaf) for path, leaf in state.optimizer.leaves.items()}))
+    for x, _ in batches:
+        x.zero_()  # the loader's own memory
+    for state, digest, leaves in held:
+        assert {path: bits(leaf) for path, leaf in state.optimizer.leaves.items()} == leaves
+        state.verify()
+        assert state.own().hash == digest
+    assert len({digest for _, digest, _ in held}) == 6
+
+
+def test_what_is_handed_on_is_the_same_leaf(jax):
+    """So that a change in place of the one is noticed in the other."""
+
+    def half(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+        return {**params, "bias": params["bias"] + 1}, opt_state, {}
+
+    s0 = start()
+    s1, _ = ps.jax_step(half)(s0, DATA[0])
+    assert s1.params["weight"] is s0.params["weight"]
+    assert s1.optimizer is None
+    assert s1.params["bias"].equal(s0.params["bias"] + 1)
+
+
+def test_a_recorded_run_keeps_its_bits_while_another_goes_on(step, tmp_path):
+    ck = ps.Store(tmp_path / "a").checkpoint("a", echo=None)
+    seen = [(epoch.hash, epoch.state) for epoch in ck.epochs(start(), DATA, VALIDATION, epochs=3, step=step)]
+    for digest, state in seen:
+        assert state.own().hash == digest
+        state.verify()
+    with ps.Store(tmp_path / "a") as store:
+        assert not store.check().problems
+
+
+def test_the_code_and_what_it_holds_are_asked_for(jax, optax):
+    ck = ps.MemoryStore().checkpoint("a", echo=None)
+
+    def ask(rate: float, scale: Any = 1.0, init: Any = None) -> bool:
+        adam = optax.adam(rate)
+
+        def scaled(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+            return fit(jax, optax, adam)(params, opt_state, key, (batch[0] * scale, batch[1]))
+
+        ck.train(start(), DATA, epochs=1, step=ps.jax_step(jax.jit(scaled), init=init or adam.init))
+        assert ck.last is not None
+        return ck.last.cached
+
+    assert [ask(0.1), ask(0.1), ask(0.1)] == [False, True, True]
+    for changed in (dict(rate=0.2), dict(rate=0.1, scale=jax.numpy.float32(2)), dict(rate=0.1, init=optax.adam(0.3).init)):
+        with pytest.raises(StaleRecordError, match="code of step changed"):
+            ask(**changed)
+
+
+def test_bad_answers_are_refused_by_name(jax):
+    zeros = jax.numpy.zeros
+
+    def train(fn: Any, init: Any = None, data: Any = DATA) -> Any:
+        return ps.MemoryStore().checkpoint("a", echo=None).train(start(), data, epochs=1, step=ps.jax_step(fn, init=init))
+
+    cases = [
+        (lambda p, o, k, b: (p, o), None, SetupError, r"\(params, opt_state, metrics\), got a tuple of dict, tuple"),
+        (lambda p, o, k, b: ([*p.values()], o, {}), None, TreeMismatchError, "params as a dict, got a list"),
+        (lambda p, o, k, b: ({"weight": p["weight"]}, o, {}), None, TreeMismatchError, r"params\['bias'\]: .*got no such leaf"),
+        (
+            lambda p, o, k, b: ({**p, "bias": zeros(3)}, o, {}),
+            None,
+            TreeMismatchError,
+            r"expected float32\[2\], got float32\[3\]",
+        ),
+        (lambda p, o, k, b: (p, {"m": o["m"][0]}, {}), lambda p: {"m": zeros(2)}, TreeMismatchError, r"'m'\] was float32\[2\]"),
+        (lambda p, o, k, b: (p, [o], {}), lambda p: zeros(2), TreeMismatchError, "opt_state .* has another structure"),
+        (lambda p, o, k, b: (p, o, {"loss": b[0]}), None, MetricError, r"'loss' to be a number or a 0-d tensor"),
+    ]
+    for fn, init, error, says in cases:
+        with pytest.raises(error, match=says):
+            train(fn, init)
+    with pytest.raises(BatchError, match="expected a batch of tensors and numbers"):
+        train(lambda p, o, k, b: (p, o, {}), data=[(torch.ones(2), "text")])
+    with pytest.raises(SetupError, match="expected fn to be a function"):
+        ps.jax_step(3)
+    with pytest.raises(UnsupportedError, match=r"params\['weight'\] to fit into 32 bits, got float64"):
+        ps.jax_step(lambda p, o, k, b: (p, o, {}))(ps.init(lambda: nn.Linear(2, 1).double(), seed=0), DATA[0])
+
+
+def test_a_state_of_another_optimizer_is_refused(step):
+    s1 = ps.make_step(s0 := ps.setup(start(), optimizer_cls=torch.optim.Adam))(s0, DATA[0])[0]
+    with pytest.raises(TreeMismatchError, match="no leaf"):
+        step(s1, DATA[0])
+
+
+def test_a_train_forks_without_a_warning_and_jax_is_not_needed_before(tmp_path):
+    """The writer process is started beside JAX, where warnings are errors; and without JAX it is said what to install."""
+    code = """
+import sys, torch, purestate as ps
+assert "jax" not in sys.modules
+sys.modules["jax"] = None
+for ask in (lambda: ps.jax_step(len), lambda: ps.optax(type("T", (), {"init": len, "update": len})())):
+    try:
+        ask()
+    except ps.PureStateError as error:
+        print(type(error).__name__, error.problem, error.fix)
+del sys.modules["jax"]
+def fn(params, opt_state, key, batch):
+    return {name: p * 0.5 for name, p in params.items()}, opt_state, {}
+s0 = ps.init(lambda: torch.nn.Linear(3, 2), seed=0)
+with ps.Store(sys.argv[1]) as store:
+    s1 = store.checkpoint("a", echo=None).train(s0, [torch.ones(2, 3)], epochs=2, step=ps.jax_step(fn))
+print(bool((s1.params["bias"] == s0.params["bias"] / 4).all()))
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "a")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "MissingExtraError ps.jax_step: JAX is not installed. Install it: pip install 'purestate[jax]'.",
+        "MissingExtraError ps.optax: JAX is not installed. Install it: pip install 'purestate[jax]'.",
+        "True",
+    ]
