@@ -3,10 +3,10 @@
     pip install blake3
     python checker.py STORE [--expect-head CHECKPOINT=HASH]... [--json]
 
-It reads every line of every log and of the journal and every byte of every item, and hashes them again as the section
-"The hash" of `README.md` beside this file says. It writes nothing. The exit status is 0 where nothing is damaged or missing,
-1 where something is, 2 where the call was wrong. A log cannot show by itself that its end was cut off: note the heads that
-are printed, and give them with ``--expect-head`` later.
+It reads every line of every log and of the journal and every byte of every item, and hashes leaves, items and states again as the
+section "The hash" of `README.md` beside this file says. It writes nothing. The exit status is 0 where nothing is damaged or
+missing, 1 where something is, 2 where the call was wrong. A log cannot show by itself that its end was cut off: note the heads
+that are printed, and give them with ``--expect-head`` later.
 
 It shares no code with purestate, so that a mistake there is not made here again: what Orbax wrote is read by a reader of its
 own for OCDBT (https://google.github.io/tensorstore/kvstore/ocdbt/) and for Zstandard (RFC 8878), by which the nodes of its
@@ -76,7 +76,7 @@ class BadBytesError(Exception):
     """What was read is not what a store holds. The text says what it is instead."""
 
 
-Kind = Literal["damaged", "missing", "torn", "foreign"]
+Kind = Literal["damaged", "missing", "torn", "gone", "foreign"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Finding:
     """Something in a store that is not as it should be.
 
     Args:
-        kind: ``'damaged'`` or ``'missing'``, which lose something; ``'torn'``, which a crash leaves, or ``'foreign'``.
+        kind: ``'damaged'`` or ``'missing'``, which lose something; ``'torn'``, which a crash leaves; ``'gone'``, which somebody
+            removed by hand; or ``'foreign'``.
         place: Where, as a path below the store, with the line or the leaf.
         what: What is wrong.
     """
@@ -145,15 +146,20 @@ def check(store: str, expected: Mapping[str, str] | None = None) -> Result:
     except (BadBytesError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         result.add("damaged", "format.json", _said(error))
         return result
-    collected = _journal(store, result)
-    needed = _logs(store, result, dict(expected or {}))
-    there = set(_items(store, result))
-    for digest in sorted(there):
-        _item(store, digest, result)
+    collected, begun = _journal(store, result)
+    needed, states = _logs(store, result, dict(expected or {}))
+    there = {digest: _item(store, digest, result) for digest in sorted(_items(store, result))}
     result.items = len(there)
     for digest, what in needed.items():
         if digest not in there and digest not in collected:
             result.add("missing", f"items/{digest[:2]}/{digest}", f"{what} is not there")
+    for place, snapshot in states:
+        try:
+            _state(snapshot, there)
+        except _SHAPE as error:
+            result.add("damaged", place, _said(error))
+    for id in sorted(begun - result.heads.keys()):
+        result.add("gone", f"checkpoints/{id}", "the journal says that it was begun, and not that it was deleted")
     return result
 
 
@@ -255,9 +261,9 @@ _SHAPE = (BadBytesError, OSError, ValueError, LookupError, TypeError, AttributeE
 # ---------------------------------------------------------------- logs and the journal
 
 
-def _journal(store: str, result: Result) -> set[str]:
-    """Verify the journal, and return the items that it says were collected."""
-    gone: set[str] = set()
+def _journal(store: str, result: Result) -> tuple[set[str], set[str]]:
+    """Verify the journal, and return the items that it says were collected, and the checkpoints that should be there."""
+    gone, begun = set[str](), set[str]()
     try:
         for number, line, _ in _lines(store, "journal.jsonl"):
             try:
@@ -268,6 +274,10 @@ def _journal(store: str, result: Result) -> set[str]:
                     raise BadBytesError("it says no act")
                 if act["act"] == "gc":
                     gone |= {digest for digest in act["items"] if type(digest) is str}
+                if act["act"] in ("create", "copy", "rename"):
+                    begun.add(str(act.get("to", act["checkpoint"])))
+                if act["act"] in ("delete", "rename"):
+                    begun.discard(act["checkpoint"])
             except _SHAPE as error:
                 # one that a crash cut short is ended by the next act, and stays
                 kind = "damaged" if line.endswith(b"}\n") else "torn"
@@ -277,25 +287,41 @@ def _journal(store: str, result: Result) -> set[str]:
         pass  # of a store that was only copied: acts are not needed to read it
     except (BadBytesError, OSError) as error:
         result.add("damaged", "journal.jsonl", _said(error))
-    return gone
+    return gone, begun
 
 
-def _logs(store: str, result: Result, expected: dict[str, str]) -> dict[str, str]:
-    """Verify the logs, and return the items that their records need, with what each is."""
+_Snapshots = list[tuple[str, dict[str, Any]]]
+"""Where each state at rest was recorded, and what was."""
+
+
+def _logs(store: str, result: Result, expected: dict[str, str]) -> tuple[dict[str, str], _Snapshots]:
+    """Verify the logs, and return the items that their records need, with what each is, and the states."""
     needed: dict[str, str] = {}
+    states: _Snapshots = []
     for id in _folders(store, "checkpoints", re.compile(r".*", re.DOTALL), result):
         if not _ID.fullmatch(id) or not os.path.lexists(os.path.join(store, "checkpoints", id, "log.jsonl")):
             result.add("foreign", f"checkpoints/{id!r:.140}", "it is no checkpoint, and is not looked at")
             continue
-        needed |= {digest: f"{what} of {id}" for digest, what in _log(store, id, result, expected.pop(id, None)).items()}
+        records = _log(store, id, result, expected.pop(id, None))
+        place = f"checkpoints/{id}/log.jsonl"
+        try:
+            needed |= {digest: f"{what} of {id}" for digest, what in _needed(records).items()}
+            for seq, (kind, body) in enumerate(records):
+                states += [(f"{place}, line {seq + 1}", snapshot) for snapshot in _kept(kind, body)]
+        except _SHAPE as error:
+            result.add("damaged", place, _said(error))
     for id in expected:
         result.add("missing", f"checkpoints/{id}/log.jsonl", "there is no such log, and a head of it was expected")
-    return needed
+    return needed, states
 
 
-def _log(store: str, id: str, result: Result, expected: str | None) -> dict[str, str]:
+_Records = list[tuple[str, dict[str, Any]]]
+"""Kind and body of each."""
+
+
+def _log(store: str, id: str, result: Result, expected: str | None) -> _Records:
     place, head, seen = f"checkpoints/{id}/log.jsonl", _EMPTY, False
-    records: list[tuple[str, dict[str, Any]]] = []
+    records: _Records = []
     number = 0
     try:
         for number, line, last in _lines(store, place):
@@ -313,11 +339,7 @@ def _log(store: str, id: str, result: Result, expected: str | None) -> dict[str,
     result.records += len(records)
     if expected is not None and not seen:
         result.add("missing", place, f"no record has the expected head {expected}: records were cut off or written anew")
-    try:
-        return _needed(records)
-    except _SHAPE as error:
-        result.add("damaged", place, _said(error))
-        return {}
+    return records
 
 
 def _follows(line: bytes, head: str, seq: int) -> tuple[str, str]:
@@ -332,7 +354,7 @@ def _follows(line: bytes, head: str, seq: int) -> tuple[str, str]:
     return found[1].decode(), found[5].decode()
 
 
-def _needed(records: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+def _needed(records: _Records) -> dict[str, str]:
     """Return the items that records name and that neither a reset voided nor a drop took back."""
     voided = {seq for kind, body in records if kind == "reset" for seq in body["of"]}
     kept: dict[tuple[int, int], list[int]] = {}
@@ -352,21 +374,47 @@ def _needed(records: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
 
 
 def _named(kind: str, body: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    if kind in _READERS:
-        if body["item"] is not None:
-            yield body["item"], "the answer"
-        return
-    if kind not in _NAMES_NOTHING and kind not in ("root", "keep", "done"):
+    if kind not in _NAMES_NOTHING | _READERS | {"root", "keep", "done"}:
         raise BadBytesError(
             f"there is a record of the kind {kind!r}, which this file does not know: it may be of a newer version"
         )
-    states: list[dict[str, Any]] = [body["state"]] if kind in ("root", "keep") else []
-    if kind == "done":
-        states = [body["out"], *body["kept"].values(), *([body["input"]] if "input" in body else [])]
-    for snapshot in states:
+    if kind in _READERS and body["item"] is not None:
+        yield body["item"], "the answer"
+    for snapshot in _kept(kind, body):
         for name, part in snapshot.items():
             if name not in ("hash", "key", "counters") and part.get("item"):
                 yield part["item"], name
+    for digest in body.get("code", {}).get("items", []):
+        yield digest, "the source text"
+
+
+def _kept(kind: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the states that a record keeps."""
+    if kind == "done":
+        return [body["out"], *body["kept"].values(), *([body["input"]] if "input" in body else [])]
+    return [body["state"]] if kind in ("root", "keep") else []
+
+
+def _state(snapshot: dict[str, Any], items: Mapping[str, Mapping[str, str]]) -> None:
+    """Hash a state again, from the digests of its parts, and those from the leaves of the items that are there."""
+    found: dict[str, str] = {}
+    for name in ("params", "frozen", "buffers", "optimizer", "epoch_scheduler", "step_scheduler", "ema", "extra"):
+        part = snapshot.get(name)
+        if name == "buffers" and "beside" in snapshot["params"]:
+            part = {**snapshot["params"]["beside"], "item": snapshot["params"]["item"]}
+        if part is None:
+            found |= {} if name in ("ema", "extra") else {name: _tree_hash({})}
+            continue
+        found[name] = actual = f"fresh:{part['fresh']}" if "fresh" in part else part["digest"]
+        if "skeleton" in part:
+            actual = _tree_hash({"leaves": part["leaves"], "skeleton": _scalar_hash(part["skeleton"])})
+        elif "fresh" not in part and (not part["names"] or items.get(part["item"])):
+            actual = _tree_hash({leaf: items[part["item"]][leaf] for leaf in part["names"]})
+        if actual != found[name]:
+            raise BadBytesError(f"{name} of a state hash to {actual}, not {found[name]}")
+    found |= {"key": _scalar_hash(snapshot["key"]), "counters": _scalar_hash(snapshot["counters"])}
+    if (actual := f"b3:{_tree_hash(found)}") != snapshot["hash"]:
+        raise BadBytesError(f"the parts of a state hash to {actual}, not {snapshot['hash']}")
 
 
 # ---------------------------------------------------------------- items
@@ -403,7 +451,8 @@ def _items(store: str, result: Result) -> Iterator[str]:
         yield from _folders(store, f"items/{folder}", re.compile(folder + "[0-9a-f]{62}"), result)
 
 
-def _item(store: str, digest: str, result: Result) -> None:
+def _item(store: str, digest: str, result: Result) -> dict[str, str]:
+    """Verify an item, and return the hashes of its leaves that are noted; nothing where they are not those that name it."""
     place = f"items/{digest[:2]}/{digest}"
     root = os.path.join(store, place)
     about = f"{place}/purestate.json"
@@ -411,7 +460,8 @@ def _item(store: str, digest: str, result: Result) -> None:
         leaves, files = _description(root, digest, result, about)
     except _SHAPE as error:
         result.add("damaged", about, _said(error))
-        return
+        return {}
+    hashes = {name: leaf.hash for name, leaf in leaves.items()}
     try:
         there = dict(_files(root))
         _noted(root, place, files, there, result)
@@ -425,7 +475,7 @@ def _item(store: str, digest: str, result: Result) -> None:
         values = _orbax(root, there["manifest.ocdbt"], names) if stored else {}
     except _SHAPE as error:
         result.add("damaged", place, _said(error))
-        return
+        return hashes
     for name, leaf in leaves.items():
         try:
             _verify(root, leaf, values)
@@ -434,6 +484,7 @@ def _item(store: str, digest: str, result: Result) -> None:
             value = values.get(leaf.array[1].encode())
             file = f"/{value.path}" if isinstance(value, _Place) else ""
             result.add("damaged", f"{place}{file}, leaf {name!r}", _said(error))
+    return hashes
 
 
 def _description(root: str, digest: str, result: Result, place: str) -> tuple[dict[str, _Leaf], dict[str, Any]]:
@@ -503,6 +554,10 @@ def _verify(root: str, leaf: _Leaf, values: Mapping[bytes, bytes | _Place]) -> N
 
 def _tree_hash(children: Mapping[str, str]) -> str:
     return blake3(b"purestate/tree/1\0" + _compact(children)).hexdigest()
+
+
+def _scalar_hash(value: Any) -> str:
+    return blake3(b"purestate/scalar/1\0" + _compact(value)).hexdigest()
 
 
 def _compact(value: Any) -> bytes:

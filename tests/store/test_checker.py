@@ -164,7 +164,8 @@ def test_every_byte_that_changed_is_found_and_its_file_is_named(store):
     assert {path.relative_to(store).parts[0] for path in files} == {"checkpoints", "items", "journal.jsonl"}
     for path in files:
         whole = path.read_bytes()
-        for at in {0, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(2))}:
+        ends = {0, len(whole) - 1} if path.suffix else set[int]()  # of the files that are lines; Orbax's have no suffix
+        for at in {rng.randrange(len(whole)), *ends}:
             changed = bytearray(whole)
             changed[at] ^= 1 << rng.randrange(8)
             path.write_bytes(changed)
@@ -282,11 +283,32 @@ DIFFERENT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda store: shutil.copytree(an_item(store), store / "items/00" / ("0" * 64)),
         "the store calls it rubbish and does not read it",
     ),
+    "a record that says another hash of its state": (
+        lambda store: rewrite(store / LOG, lambda bodies: an_answer(bodies).update(hash="b3:" + "0" * 64)),
+        "what bodies mean is decided above the store, which never computes a state's hash from a record",
+    ),
+    "a record that names another item of the same kind": (
+        lambda store: rewrite(store / LOG, lambda bodies: an_answer(bodies)["params"].update(item=other_params(bodies))),
+        "likewise",
+    ),
+    "a scheduler that was edited": (
+        lambda store: rewrite(store / LOG, lambda bodies: an_answer(bodies)["epoch_scheduler"]["skeleton"].update(last_epoch=99)),
+        "likewise",
+    ),
     "checkpoints that are a link to nothing": (
         lambda store: (shutil.rmtree(store / "checkpoints"), (store / "checkpoints").symlink_to("nowhere")),
         "for the store that is one without checkpoints",
     ),
 }
+
+
+def an_answer(bodies: Any) -> dict[str, Any]:
+    return next(body["out"] for kind, body in bodies if kind == "done")
+
+
+def other_params(bodies: Any) -> str:
+    answers = [body["out"]["params"]["item"] for kind, body in bodies if kind == "done"]
+    return next(item for item in answers if item != answers[0])
 
 
 def voided_item(store: Path) -> Path:
@@ -323,6 +345,13 @@ def test_what_does_no_harm_is_no_damage_to_either(case, store):
 def test_where_they_differ(case, store):
     DIFFERENT[case][0](store)
     assert (checker.check(os.fspath(store)).ok, of_the_store(store)) == (False, True), DIFFERENT[case][1]
+
+
+def test_a_checkpoint_that_somebody_removed_by_hand_is_told(store):
+    shutil.rmtree(store / "checkpoints/a")
+    found = checker.check(os.fspath(store))
+    assert [(one.kind, one.place) for one in found.findings] == [("gone", "checkpoints/a")]
+    assert not checker.check(os.fspath(store), {"a": "0" * 64}).ok
 
 
 # -------------------------------------------------------------------- its readers of OCDBT and Zstandard
