@@ -75,13 +75,19 @@ def note(ledger: Ledger, audited: Audited) -> Audited:
     return audited
 
 
+_UNKNOWN = "It is unknown whether that matters: {}."
+
+
 def to_error(audited: Audited) -> AuditError:
     """Return what is raised for a difference, or for an op that was never recorded."""
     if not audited.differences:
         fix = "Run it without PURESTATE_MODE, which computes and records it, or undo the change."
         return AuditError(audited.finding, fix=fix, checkpoint=audited.checkpoint, op=audited.op)
     first = audited.differences[0]
-    lines = [*audited.details, f"It {audited.said}."]
+    lines = [
+        *audited.details,
+        f"It {audited.said}." if audited.verdict != "unknown" else _UNKNOWN.format("; ".join(audited.because)),
+    ]
     if audited.noted:
         lines.append(f"This is not in the store's journal: {audited.noted}")
     return AuditError(
@@ -111,11 +117,7 @@ def audit_train(call: Training, train: Trajectory, last: int) -> Audited:
         None on the store.
     """
     began, op = time.perf_counter(), call.ledger.chain.index(train)
-    doubts = [
-        f"the {name.replace('_', ' ')} was only probed: what lies between the samples may differ"
-        for name in ("train_data", "val_data")
-        if train.question["parts"].get(f"{name}.kind") == "probed"
-    ]
+    doubts = _doubts(train.question)
     found = _Found(call, train)
     if call.state.hash != train.input and call.question.digest != train.question["digest"]:
         doubts = ["it was accepted as the answer for another input than the one that it began from"]
@@ -273,8 +275,7 @@ def audit_reader(reader: Reader, ledger: Ledger, record: RecordLike) -> Audited:
                 kept = ledger.backend.get(recorded, what=f"the answer of {reader.name}") if recorded else {}
                 names = [name for name in kept if name in tensors and leaf_hash(kept[name]) != leaf_hash(tensors[name])]
                 leaves = [diff_leaf(name, kept[name], tensors[name]) for name in names]
-        probed = body["question"]["parts"].get("data.kind") == "probed"
-        doubts = ["the data was only probed: what lies between the samples may differ"] if probed else []
+        doubts = _doubts(body["question"])
         envelope = _Envelope()
         if differences:
             envelope.hold(envelope_of(record), _now(environment(reader.state.device), reader.plan))
@@ -311,6 +312,11 @@ def _told(recorded: Any, now: Any, what: str, epoch: int | None) -> Iterator[Dev
 
 def _plain(value: Any) -> Any:
     return value["v"] if isinstance(value, Mapping) and value.get("~") == "float" else value
+
+
+def _doubts(question: Mapping[str, Any]) -> list[str]:
+    probed = any(question["parts"].get(f"{data}.kind") == "probed" for data in ("train_data", "val_data", "data"))
+    return ["the data was only probed: what lies between the samples may differ"] if probed else []
 
 
 @dataclass

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.utils.data import Dataset
 
 import purestate as ps
+from purestate.core import _runners
+from purestate.core._capture import Runner
 from tests.helpers import batch
 from tests.run.tiny import Ask, loader
 from tests.train import tiny
 
-__all__ = ["OPS", "Drifting", "asked", "block", "files", "script", "trained"]
+__all__ = ["OPS", "Drifting", "asked", "block", "files", "record", "script", "trained"]
 
 OPS = ["train 0", "train 1", "train 0 of fork", "train 2", "evaluate", "find_lr", "predict"]
 """What `script` asks, in its order."""
@@ -64,6 +68,13 @@ def script(store: Any) -> dict[str, Any]:
     curve = note(ck.find_lr(s1, ask.train_dl, epochs=2))
     outputs = note(ck.predict(s1, ask.val_dl))
     return {"said": said, "states": [s0.hash, s1.hash], "values": values, "losses": curve.losses, "outputs": outputs}
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """Record `script` in a folder, before the fixtures of a test are there: uncaptured, as it is asked later."""
+    with pytest.MonkeyPatch.context() as patched, ps.Store(folder) as store:
+        patched.setattr(_runners, "Runner", functools.partial(Runner, capture_after=1_000_000))
+        return script(store)
 
 
 def trained(store: Any, **options: Any) -> ps.State:

@@ -13,15 +13,14 @@ import purestate as ps
 from purestate.errors import OfflineError, SetupError
 from purestate.train import _place
 from tests.helpers import assert_trees_identical
-from tests.run.audited import asked, block, files, script
+from tests.run.audited import asked, block, files, record, script
 from tests.run.tiny import Ask, checkpoint, loader
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("recorded") / "store"
-    with ps.Store(folder) as store:
-        return folder, script(store)
+    return folder, record(folder)
 
 
 @pytest.fixture
