@@ -24,6 +24,7 @@ from purestate.core._guard import FIRST, Guard, GuardMode, exact
 from purestate.core._hash import leaf_hash
 from purestate.core._hidden import Attributes
 from purestate.core._kept import Kept, Kinds, Known, signature_of, tensor_key
+from purestate.core._outcome import digest, outcome
 from purestate.core._replay import Layout, Program, Replay, writes_into, written_out
 from purestate.core._seeds import GlobalStates, global_states, put_back, seed_all
 from purestate.core._step import GradientStep, Step, StepOutput, TakenTwiceError
@@ -97,6 +98,8 @@ class Runner:
         (1, None)
     """
 
+    compiled = False
+
     def __init__(
         self,
         step: Step,
@@ -129,11 +132,6 @@ class Runner:
     def captured(self) -> int:
         """How many kinds of batches are replayed."""
         return sum(entry.replay is not None for entry in self._entries.values())
-
-    @property
-    def plan(self) -> str:
-        """What runs the step, as far as it came: ``'captured'``, or ``'uncaptured'``."""
-        return "captured" if self.captured else "uncaptured"
 
     @property
     def writes(self) -> bool:
@@ -326,7 +324,7 @@ class Runner:
         seed_all(seed)
         with warnings.catch_warnings(action="ignore"):
             try:
-                return self._seen(self.step(*trees, batch, *([_digest] if self._takes else [])), trees)
+                return self._seen(self.step(*trees, batch, *([digest] if self._takes else [])), trees)
             except TakenTwiceError:
                 self._takes = False
         return self._once_more(inputs, seed)
@@ -440,16 +438,7 @@ class Runner:
         return [leaf_hash(t) for name, t in trees[0].items() if name not in (self.step.written or ())]
 
     def _seen(self, output: StepOutput, trees: Trees) -> dict[str, Any]:
-        """What a step gave, and what it wrote into: digests of tensors, by leaf."""
-        written = self.step.written or ()
-        found: dict[str, Any] = {"size": output.size, "loss": output.loss}
-        found |= {f"gradients[{name!r}]": g for name, g in output.gradients.items()}
-        found |= {f"buffers[{name!r}] (assigned)": b for name, b in output.buffers.items()}
-        found |= {f"params[{name!r}]": t for name, t in trees[0].items() if self._kinds.writes or name in written}
-        found |= {f"frozen[{name!r}]": t for name, t in trees[1].items() if name in written}
-        found |= {f"buffers[{name!r}]": t for name, t in trees[2].items()}
-        found |= {f"metrics[{i}]": list(pair) for i, pair in enumerate(output.sums)}
-        return {leaf: _digest(value) for leaf, value in found.items()}
+        return outcome(output, trees, written=self.step.written or (), params=self._kinds.writes)
 
     def _must_equal(self, program: Program, inputs: tuple[Trees, Any], seed: int, expected: _Expected) -> None:
         trees, batch = self._copies(*inputs)
@@ -457,7 +446,7 @@ class Runner:
             manual_seed(seed)
         try:
             replay = program.bind_taken(*(t for tree in trees for t in tree.values()))
-            actual = replay(_digest, trees[2], *signature_of(batch)[1])
+            actual = replay(digest, trees[2], *signature_of(batch)[1])
         except RuntimeError as error:
             raise OtherBitsError(f"a replay gave other bits in a shape ({error})") from error
         seen = self._seen(actual, trees)
@@ -486,17 +475,3 @@ class Runner:
     def _note(self, text: str) -> None:
         if self.notice is None:
             self.notice = text
-
-
-def _digest(value: Any) -> Any:
-    """What is equal for two values of the same type and bits. Strides of axes of length 1 mean nothing."""
-    if isinstance(value, tuple):
-        return value  # it is one
-    if isinstance(value, list):
-        return [_digest(item) for item in cast("list[Any]", value)]
-    if not isinstance(value, Tensor):
-        return type(value), repr(value)
-    if value.layout is torch.sparse_coo:
-        return _digest(value._indices()), _digest(value._values()), value.shape
-    strides = [stride for stride, n in zip(value.stride(), value.shape, strict=True) if n > 1]
-    return strides, value.device, leaf_hash(value)
