@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ class Unseen(torch.utils.data.Dataset[Any]):
     """Nobody sees its values before they are asked for."""
 
     def __init__(self) -> None:
-        self.handle = object()
+        self.lock = threading.Lock()
 
     def __len__(self) -> int:
         return 8
