@@ -208,6 +208,9 @@ class StaleRecordError(PureStateError, RuntimeError):
     op: int | None = None
     changes: tuple[tuple[str, Any, Any], ...] = ()
     dependents: tuple[int, ...] = ()
+    """The trains behind it, which go on from it."""
+    forks: tuple[str, ...] = ()
+    """The other checkpoints that began from it, or from one of those."""
 
 
 class ReplayError(PureStateError, RuntimeError):

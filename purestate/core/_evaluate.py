@@ -10,7 +10,7 @@ from purestate.core._batch import Feed
 from purestate.core._guard import GuardMode, check_guard, guarded
 from purestate.core._key import Tag
 from purestate.core._metrics import Metric
-from purestate.core._runners import evaluate_runner, sweep
+from purestate.core._runners import evaluate_runner, plan_of, sweep
 from purestate.core._state import State, require
 from purestate.core._step import make_predict_step
 from purestate.core._work import isolated
@@ -50,7 +50,7 @@ def evaluate(
         trees = dict(state.params), dict(state.frozen), dict(state.buffers)
         found = sweep(runner, *trees, feed, state.key.derive(Tag.EVALUATE), metrics)
     if plan is not None:
-        plan["step"] = runner.plan
+        plan["step"] = plan_of(runner)
     return found
 
 

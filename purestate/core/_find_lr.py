@@ -12,7 +12,7 @@ from purestate.core._batch import Feed
 from purestate.core._guard import GuardMode, check_guard
 from purestate.core._key import Tag
 from purestate.core._optim import require_rates
-from purestate.core._runners import gradient_runner
+from purestate.core._runners import gradient_runner, plan_of
 from purestate.core._state import State, require
 from purestate.core._work import Working, isolated
 from purestate.errors import SetupError
@@ -82,7 +82,7 @@ def find_lr(
                     losses.append(out.loss)
                     del out
     if plan is not None:
-        plan |= {"step": runner.plan, "optimizer": work.optimizer_step.plan}
+        plan |= {"step": plan_of(runner), "optimizer": work.optimizer_step.plan}
     values = [float(value) for value in torch.stack(losses)]
     finite = list(itertools.takewhile(math.isfinite, values))
     return rates[: len(finite)], finite, _steepest(rates, finite)

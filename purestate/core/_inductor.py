@@ -51,15 +51,12 @@ class InductorRunner(Runner):
             instead, which would give other bits than were asked for.
     """
 
+    compiled = True
+
     def __init__(self, step: Step, *, update: Update | None = None, kept: Kept | None = None, guard: GuardMode = "first") -> None:
         super().__init__(step, others_after=1, kept=kept, guard=guard)
         self._update = update
         self._compiled: dict[Program, _Compiled] = {}
-
-    @property
-    def plan(self) -> str:
-        """What runs the step."""
-        return "inductor"
 
     @property
     def writes(self) -> bool:

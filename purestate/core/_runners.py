@@ -17,7 +17,7 @@ from purestate.core._recipe import Recipe
 from purestate.core._step import make_evaluate_step, make_gradient_step
 from purestate.core._work import Working
 
-__all__ = ["evaluate_runner", "gradient_runner", "sweep"]
+__all__ = ["evaluate_runner", "gradient_runner", "plan_of", "sweep"]
 
 _CAPTURE_EVALUATION = 200
 """Batches of a kind after which an evaluation is captured: capturing costs as much as hundreds of them."""
@@ -37,6 +37,13 @@ def evaluate_runner(recipe: Recipe, metrics: Sequence[Metric], guard: GuardMode)
     step = make_evaluate_step(recipe.template, recipe.objective(), metrics)
     kept = kept_for(recipe, metrics, training=False)
     return Runner(step, capture_after=_CAPTURE_EVALUATION, kept=kept, guard=guard)
+
+
+def plan_of(runner: Runner) -> str:
+    """Return what runs a step, as far as it came: ``'inductor'``, ``'captured'`` or ``'uncaptured'``."""
+    if runner.compiled:
+        return "inductor"
+    return "captured" if runner.captured else "uncaptured"
 
 
 def sweep(

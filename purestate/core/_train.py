@@ -22,7 +22,7 @@ from purestate.core._metrics import Metric, Sums
 from purestate.core._optim import require_rates
 from purestate.core._own import Means, Own, OwnStep, check_own
 from purestate.core._position import Keeper, Position
-from purestate.core._runners import evaluate_runner, gradient_runner, sweep
+from purestate.core._runners import evaluate_runner, gradient_runner, plan_of, sweep
 from purestate.core._state import State, require
 from purestate.core._work import Working, isolated
 from purestate.errors import NonFiniteLossError
@@ -247,7 +247,7 @@ class _Loop:
         """What ran the last step."""
         if isinstance(self.work, Own) or self._train is None:
             return {"step": "own"}
-        return {"step": self._train.plan, "optimizer": self.work.optimizer_step.plan}
+        return {"step": plan_of(self._train), "optimizer": self.work.optimizer_step.plan}
 
     @property
     def batches(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from purestate.core._hash import short
 from purestate.core._state import State
@@ -12,7 +12,10 @@ from purestate.core._state import State
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "EpochView", "History", "Summary", "as_history", "counted", "op_name"]
+__all__ = ["Asked", "Curve", "EpochView", "History", "Outcome", "Summary", "as_history", "counted", "op_name"]
+
+
+Outcome = Literal["reused", "computed", "would re-run"]
 
 
 class History(dict[str, list[Any]]):
@@ -140,6 +143,26 @@ class Curve:
     def _repr_png_(self) -> bytes:
         chart: Any = self.plot()
         return chart._repr_png_()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An op that was asked in this process.
+
+    Args:
+        op: ``'train 0'``, ``'evaluate'``, ...
+        outcome: Whether its answer came from the log, was computed, or would have had to be where nothing may be.
+        because: Why it did not come from the log; nothing where it did.
+        record: The number of the record that answers it; None where none does.
+    """
+
+    op: str
+    outcome: Outcome
+    because: str = ""
+    record: int | None = None
+
+    def __str__(self) -> str:
+        return self.outcome + (f" because {self.because}" if self.because else "")
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,6 +1,7 @@
 """Why a question is, or is not, answered by what is recorded: for people.
 
-Nothing here decides. What may be appended is for `_stale`, what an answer is for `_training` and `_readers`.
+What of a checkpoint depends on what is in `_explained`. Nothing here decides: what may be appended is for `_stale`, what an
+answer is for `_training` and `_readers`.
 """
 
 from __future__ import annotations

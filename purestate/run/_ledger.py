@@ -11,6 +11,7 @@ import torch
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
 from purestate.errors import CorruptItemError, MissingSnapshotError
+from purestate.run._answers import Asked
 from purestate.run._chain import READERS, Chain, RecordLike, Trajectory
 from purestate.run._mode import mode_of, must_record
 from purestate.run._snapshot import Items, restore
@@ -30,10 +31,20 @@ class Ledger:
         id: The checkpoint's name.
         description: Recorded with the first record.
         must_exist: Refuse a checkpoint that has no record.
+        asked: What was asked of the checkpoint in this process, by op and question; shared with others who ask.
     """
 
-    def __init__(self, backend: Backend, id: str, *, description: str | None = None, must_exist: bool = False) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        id: str,
+        *,
+        description: str | None = None,
+        must_exist: bool = False,
+        asked: dict[tuple[str, str], Asked] | None = None,
+    ) -> None:
         self.backend, self.id = backend, id
+        self.asked = {} if asked is None else asked
         self.log = backend.log(id, must_exist=must_exist)
         self.chain = Chain()
         self._description = description
@@ -53,6 +64,17 @@ class Ledger:
             self.chain = Chain()  # the checkpoint was deleted, and perhaps begun anew
         self.chain.update(records)
         return self.chain
+
+    def note(self, asked: Asked, question: str) -> None:
+        """Remember what came of an op that was asked. What was computed stays so when it is asked again.
+
+        Args:
+            asked: What came of it.
+            question: The digest of what was asked, with what was picked of it.
+        """
+        before = self.asked.get((asked.op, question))
+        if before is None or before.outcome != "computed" or asked.outcome == "computed":
+            self.asked[asked.op, question] = asked
 
     @contextmanager
     def writing(self) -> Iterator[Chain]:

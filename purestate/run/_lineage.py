@@ -6,17 +6,18 @@ A parent is data (checkpoint, sequence number, digest, state hash) and may dangl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from purestate.core._recipe import Recipe
 from purestate.core._state import State
-from purestate.errors import CorruptLogError, MissingSnapshotError
+from purestate.errors import CorruptLogError, MissingSnapshotError, StoreError
 from purestate.run._ledger import Ledger
 from purestate.store._backend import Backend
 
-__all__ = ["Parent", "ancestors", "first_input", "foreign_parent", "home", "restore_parent"]
+__all__ = ["Parent", "ancestors", "begun_from", "first_input", "foreign_parent", "forks", "home", "restore_parent"]
 
 Parent = Mapping[str, Any]
 
@@ -66,6 +67,29 @@ def foreign_parent(ledger: Ledger) -> dict[str, Any] | None:
     # by the record, not by the name, which may be another since
     own = parent["seq"] < len(records) and records[parent["seq"]].digest == parent["record"]
     return None if own else parent
+
+
+def begun_from(ledger: Ledger) -> Iterator[tuple[str, Parent]]:
+    """Yield the other checkpoints of a store with the record of any checkpoint that each began from."""
+    for id in ledger.backend.ids():
+        if id != ledger.id:
+            with suppress(StoreError):  # one whose log is damaged: where it began nobody knows
+                trains = Ledger(ledger.backend, id).chain.trains
+                parent = trains[0].start.body["parent"] if trains else None
+                if parent is not None:
+                    yield id, parent
+
+
+def forks(ledger: Ledger, first: int) -> tuple[str, ...]:
+    """Return the other checkpoints that began from a train of this one.
+
+    Args:
+        ledger: The checkpoint.
+        first: The number of the train from which on they count.
+    """
+    trains = ledger.chain.binding()[first:]
+    records = {record.digest for train in trains for record in (train.start, *train.epochs.values(), *train.done)}
+    return tuple(id for id, parent in begun_from(ledger) if parent["record"] in records)
 
 
 def restore_parent(backend: Backend, parent: Parent, recipe: Recipe | None, device: torch.device | str = "cpu") -> State:

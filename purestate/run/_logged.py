@@ -16,6 +16,8 @@ from purestate.run._shown import as_figure, as_html, as_text, history_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from purestate.run._explained import Explanation
+
 __all__ = ["Logged", "ledger_of", "plot_metrics"]
 
 
@@ -54,6 +56,28 @@ class Logged:
     def kept(self) -> dict[int, list[int]]:
         """The epochs whose states are kept, by train: the last and the best of its answers, and what ``keep=`` kept."""
         return {op: sorted(train.kept_epochs()) for op, train in enumerate(self._ledger.refresh().binding())}
+
+    def explain(self) -> Explanation:
+        """Say op by op what each depends on, what depends on it, and what came of it in this process.
+
+        An op that was asked through this store was *reused*, *computed because ...*, or *would re-run because ...* where it was
+        refused: what a script that just ran did, explained. Nothing but logs is read, and nothing is computed.
+
+        Returns:
+            A report that prints as text and in a notebook as a table, with ``to_json()`` and ``to_html()``.
+
+        Example:
+            >>> import purestate as ps, torch
+            >>> ck, state = ps.MemoryStore().checkpoint("a", echo=None), ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+            >>> outputs = ck.predict(state, [torch.ones(3, 2)])
+            >>> print(str(ck.explain()).partition("  data")[0].rstrip())
+            a: 1 op is recorded
+            predict (record 1): computed because no predict is recorded
+              from     an initial state, seed 0
+        """
+        from purestate.run._explained import explain
+
+        return explain(self._ledger)
 
     def prune(self, keep: Policy, op: int | None = None) -> dict[int, list[int]]:
         """Drop the states of epochs that finished trains kept and that a policy does not keep.

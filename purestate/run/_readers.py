@@ -18,7 +18,7 @@ from purestate.core._metrics import Metric
 from purestate.core._plain import decode, encode, join, split
 from purestate.core._state import State, require
 from purestate.errors import UnsupportedError
-from purestate.run._answers import Curve
+from purestate.run._answers import Asked, Curve
 from purestate.run._ask import ask_reader
 from purestate.run._chain import RecordLike
 from purestate.run._environment import environment, prepare
@@ -69,6 +69,7 @@ class Reader:
         if asked == "audit":
             audit = auditor().reader(self, ledger, record)
         if record is not None:
+            ledger.note(Asked(self.name, "reused", record=record.seq), self.question.digest)
             return self._recorded(ledger, record), True, audit
         if asked != "record":
             refuse(ledger, self.name, why(self.question, ledger.chain))
@@ -91,7 +92,9 @@ class Reader:
             }
             from purestate.run._code import of_reader
 
-            ledger.append(self.name, body | of_reader(ledger, question))
+            because = why(self.question, chain)
+            record = ledger.append(self.name, body | of_reader(ledger, question))
+            ledger.note(Asked(self.name, "computed", because, record.seq), self.question.digest)
         return self.unpack(answer, tensors), False, None
 
     def _recorded(self, ledger: Ledger, record: RecordLike) -> Any:

@@ -8,8 +8,10 @@ from typing import Any
 
 from purestate.core._state import State
 from purestate.errors import StaleRecordError
+from purestate.run._answers import Asked
 from purestate.run._chain import Chain, Trajectory
 from purestate.run._ledger import Ledger
+from purestate.run._lineage import forks
 from purestate.run._question import DEFAULT, Question, changes
 
 __all__ = ["accepted", "check_appendable", "continues", "rival", "told"]
@@ -29,7 +31,9 @@ def check_appendable(ledger: Ledger, question: Question, state: State) -> None:
         return
     other = rival(chain, question, _base(state))
     if other.start.seq not in chain.accepting:
-        raise _stale(ledger, other, question)
+        error = _stale(ledger, other, question)
+        ledger.note(Asked(f"train {error.op}", "would re-run", error.problem.partition(": ")[2].rstrip(".")), question.digest)
+        raise error
 
 
 def accepted(ledger: Ledger, question: Question, state: State, notify: Callable[[str], None]) -> Trajectory | None:
@@ -85,7 +89,10 @@ def _stale(ledger: Ledger, rival: Trajectory, question: Question) -> StaleRecord
     chain = ledger.chain
     op, found = chain.index(rival), changes(rival.question, question)
     later = tuple(range(op + 1, len(chain.binding())))
+    others = forks(ledger, op)
     depends = f"; {_listed(later)} on it" if later else ""
+    if others:
+        depends += f"; {', '.join(map(repr, others))} began from there"
     return StaleRecordError(
         f"checkpoint {ledger.id!r}, train {op}: {told(found)}.",
         cause=f"The recorded answer is not for this question{depends}.",
@@ -95,6 +102,7 @@ def _stale(ledger: Ledger, rival: Trajectory, question: Question) -> StaleRecord
         op=op,
         changes=tuple(found),
         dependents=later,
+        forks=others,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from purestate.core._state import State
 from purestate.errors import MissingSnapshotError, SetupError
+from purestate.run._answers import Asked
 from purestate.run._checkpoint import Checkpoint
 from purestate.run._ledger import Ledger
 from purestate.run._lineage import foreign_parent
@@ -59,6 +61,11 @@ class _Store:
 
     _backend: Backend
 
+    @cached_property
+    def _asked(self) -> dict[str, dict[tuple[str, str], Asked]]:
+        """What was asked through this store, by checkpoint: see `Checkpoint.explain`."""
+        return {}
+
     def checkpoint(
         self,
         id: str,
@@ -78,7 +85,8 @@ class _Store:
         Raises:
             InvalidIdError: The id cannot name a checkpoint.
         """
-        return Checkpoint(Ledger(self._backend, id, description=description), echo=echo, notify=notify or echo)
+        ledger = Ledger(self._backend, id, description=description, asked=self._asked.setdefault(id, {}))
+        return Checkpoint(ledger, echo=echo, notify=notify or echo)
 
     def open(self, id: str, *, echo: Callable[[str], None] | None = print) -> Checkpoint:
         """Return a checkpoint that exists.
@@ -86,7 +94,9 @@ class _Store:
         Raises:
             CheckpointNotFoundError: There is none of that name; those that there are are listed.
         """
-        return Checkpoint(Ledger(self._backend, id, must_exist=True), echo=echo, notify=echo)
+        return Checkpoint(
+            Ledger(self._backend, id, must_exist=True, asked=self._asked.setdefault(id, {})), echo=echo, notify=echo
+        )
 
     def checkpoints(self) -> list[CheckpointInfo]:
         """Return what there is, by id, without reading a tensor."""

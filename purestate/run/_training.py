@@ -13,7 +13,7 @@ from purestate.core._guard import GuardMode
 from purestate.core._metrics import Metric
 from purestate.core._own import OwnStep
 from purestate.core._state import State
-from purestate.run._answers import EpochView, Summary, as_history, counted
+from purestate.run._answers import Asked, EpochView, Summary, as_history, counted
 from purestate.run._cadence import Cadence
 from purestate.run._chain import Chain, RecordLike, Trajectory
 from purestate.run._explain import why
@@ -74,6 +74,8 @@ class Training:
     guard: GuardMode = "first"
     step: OwnStep | None = None
     trace: Level | None = None
+    because: str = ""
+    """Why it is not answered from the log, if it is not."""
     result: State | None = None
     computed: int = 0
     """How many epochs this call computed."""
@@ -98,6 +100,7 @@ class Training:
                 self.keep = None  # nothing is kept from here on, and what is there is the answer
             if (yield from self.hit(self.ledger.chain)):
                 return
+            self.because = why(self.question, self.ledger.chain, self.state, self.selection.json())
             if train is not None:
                 yield from self.recorded(train, self.choose(train).last)
             elif asked == "record":
@@ -207,6 +210,9 @@ class Training:
         record = train and train.answer(self.selection.json())
         assert train is not None
         assert record is not None
+        op, digest = f"train {self.ledger.chain.index(train)}", f"{self.question.digest} {self.selection}"
+        asked = Asked(op, "computed", self.because, record.seq) if self.computed else Asked(op, "reused", record=record.seq)
+        self.ledger.note(asked, digest)
         history, body = train.history(), record.body
         returned = history[body["returned"]]
         shown = [f"val_{self.selection.watch}", "val_loss"] if f"val_{self.selection.watch}" in returned else ["train_loss"]
