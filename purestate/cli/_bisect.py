@@ -9,8 +9,8 @@ import click
 from purestate.cli._shared import RUN, reported
 
 if TYPE_CHECKING:
-    from purestate.report._bisect import Bisection
     from purestate.report._name import RunName
+    from purestate.report._parting import Bisection
 
 __all__ = ["command"]
 
