@@ -1,4 +1,4 @@
-"""The example of torch and JAX, as people run it: twice, in processes of its own."""
+"""The example of torch and JAX, as people run it, in processes of its own."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory) -> list[list[str]]:
-    folder = tmp_path_factory.mktemp("example")
-    script = folder / "jax_interop.py"
-    script.write_text((EXAMPLES / "jax_interop.py").read_text().replace("epochs=10", "epochs=2"))
+def script(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("example") / "jax_interop.py"
+    path.write_text((EXAMPLES / "jax_interop.py").read_text().replace("epochs=10", "epochs=2"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def first(script) -> list[str]:
+    return run(script)
+
+
+def run(script: Path) -> list[str]:
     environment = os.environ | {"PYTHONPATH": os.fspath(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", os.fspath(script), "--store", "kept"]
-    runs = [subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True) for _ in range(2)]
-    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
-    return [run.stdout.splitlines() for run in runs]
+    found = subprocess.run(command, cwd=script.parent, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return found.stdout.splitlines()
 
 
 def told(lines: list[str]) -> dict[str, tuple[str, str]]:
@@ -33,8 +41,8 @@ def told(lines: list[str]) -> dict[str, tuple[str, str]]:
     return {f"{match[1]} {match[2]}".strip(): (match[3], match[4]) for match in found if match}
 
 
-def test_accuracies_and_hashes_are_the_same_on_both_sides(outputs):
-    said = told(outputs[0])
+def test_accuracies_and_hashes_are_the_same_on_both_sides(first):
+    said = told(first)
     assert list(said) == [
         "torch",
         "JAX from plain Orbax",
@@ -50,8 +58,9 @@ def test_accuracies_and_hashes_are_the_same_on_both_sides(outputs):
     assert float(trained[0]) > 0.3
 
 
-def test_a_second_run_trains_nothing_and_ends_on_the_same_hash(outputs):
-    first, second = outputs
+@pytest.mark.slow
+def test_a_second_run_trains_nothing_and_ends_on_the_same_hash(script, first):
+    second = run(script)
     assert first[-1] == second[-1]
     assert re.fullmatch(r"an epoch later: b3:[0-9a-f]{8}", second[-1])
     assert [line for line in second if "| ran" in line or line.startswith("JAX")] == []

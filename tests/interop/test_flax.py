@@ -89,7 +89,7 @@ def scattered(module: nn.Module) -> nn.Module:
 
 
 def applied(jax: Any, flax_module: Any, variables: Any, x: np.ndarray, channels: bool) -> np.ndarray:
-    y = flax_module.apply(variables, jax.numpy.asarray(np.moveaxis(x, 1, -1) if channels else x))
+    y = jax.jit(flax_module.apply)(variables, np.moveaxis(x, 1, -1) if channels else x)
     return np.moveaxis(np.asarray(y), -1, 1) if channels else np.asarray(y)
 
 
@@ -126,7 +126,7 @@ def test_attention_gives_the_same_output_in_flax_and_its_bits_come_back(jax, opt
     theirs = linen.MultiHeadDotProductAttention(2, qkv_features=8, out_features=8, use_bias=options.get("bias", True))
     with torch.no_grad():
         expected = module(q, k, v, need_weights=False)[0].numpy()
-    np.testing.assert_allclose(np.asarray(theirs.apply(variables, *map(np.asarray, (q, k, v)))), expected, **CLOSE)
+    np.testing.assert_allclose(np.asarray(jax.jit(theirs.apply)(variables, *map(np.asarray, (q, k, v)))), expected, **CLOSE)
     back = ps.from_flax(variables, state)
     assert back.hash == state.hash
     assert list(ps.from_flax(variables, module)) == [name for name, _ in module.named_parameters()]
@@ -150,18 +150,18 @@ def test_a_network_trained_in_flax_comes_back(jax):
     from flax import linen
 
     state = ps.init(scattered(build(ConvNet)), seed=0)
-    net, x = flax_net(linen), torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    apply, x = jax.jit(flax_net(linen).apply), torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     variables = ps.to_flax(state, names=NAMES)
     with torch.no_grad():
         np.testing.assert_allclose(
-            net.apply(variables, x.permute(0, 2, 3, 1).numpy()), ps.to_module(state, build(ConvNet)).eval()(x), **CLOSE
+            apply(variables, x.permute(0, 2, 3, 1).numpy()), ps.to_module(state, build(ConvNet)).eval()(x), **CLOSE
         )
     moved = jax.tree.map(lambda leaf: leaf * 1.5, variables)
     back = ps.from_flax(moved, state, names=NAMES)
     assert_trees_identical(dict(back.params), {name: tensor * 1.5 for name, tensor in state.params.items()}, strides=True)
     with torch.no_grad():
         np.testing.assert_allclose(
-            net.apply(moved, x.permute(0, 2, 3, 1).numpy()), ps.to_module(back, build(ConvNet)).eval()(x), **CLOSE
+            apply(moved, x.permute(0, 2, 3, 1).numpy()), ps.to_module(back, build(ConvNet)).eval()(x), **CLOSE
         )
     assert_trees_identical(back.buffers["norm.num_batches_tracked"], torch.tensor(0))  # Flax counts none
     assert ps.from_flax(variables, state, names=NAMES).hash == state.hash
