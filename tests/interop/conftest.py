@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,26 @@ HERE = Path(__file__).parent
 REPORTS = "PURESTATE_TESTS_REPORTS"
 """Names the file that the second process writes its reports to. Where it is set, this is the second process."""
 
+LIBRARIES = ("jax", "flax", "optax")
+
 _reports: dict[str, list[dict[str, Any]]] | None = None
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if path := os.environ.pop(REPORTS, None):
-        if find_spec("jax"):
-            import jax  # noqa: F401 - doing so moves numpy's global generator, which no test may
+        for name in filter(find_spec, LIBRARIES):
+            import_module(name)  # which draws from global generators, as no test may
         config.pluginmanager.register(Reporter(config, Path(path)), "reporter")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what has not its libraries; and see that collecting imported none of them."""
+    here = [item for item in items if item.path.is_relative_to(HERE)]
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason=f"{' and '.join(missing)} not installed: the extra dev brings them"))
+    if here and "jax" in sys.modules and not config.pluginmanager.has_plugin("reporter"):
+        raise pytest.UsageError(f"a file in {HERE} imports JAX when it is collected: do it in a function")
 
 
 class Reporter:

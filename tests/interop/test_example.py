@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("optax", reason="the extra dev brings Optax")
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

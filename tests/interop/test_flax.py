@@ -14,7 +14,6 @@ import purestate as ps
 from purestate.errors import PureStateWarning, SetupError, TreeMismatchError, UnsupportedError
 from tests.helpers import ConvNet, Linear, Mlp, assert_trees_identical, build
 
-pytest.importorskip("flax", reason="the extra dev brings Flax")
 pytestmark = pytest.mark.filterwarnings("ignore:to_jax. JAX would make:purestate.errors.PureStateWarning")
 
 # Both sides sum some hundred products of numbers around 1 in float32, each in its own order. An element differs by what a few

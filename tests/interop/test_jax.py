@@ -20,8 +20,6 @@ from purestate.core._key import Key
 from purestate.errors import MutatedStateError, PureStateWarning, StateError, TreeMismatchError, UnsupportedError
 from tests.helpers import ConvNet, Mlp, assert_trees_identical, batch, bits
 
-pytest.importorskip("flax", reason="the extra dev brings Flax, and JAX with it")
-
 NARROW = "bool uint8 int8 uint16 int16 uint32 int32 float16 bfloat16 float32 complex64".split()
 FLOAT8 = "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu".split()
 WIDE = "uint64 int64 float64 complex128".split()

@@ -18,8 +18,6 @@ from purestate.errors import TreeMismatchError, UnsupportedError, UsageError
 from purestate.run._foreign import Imported
 from tests.helpers import Mlp, assert_trees_identical, batch, build
 
-pytest.importorskip("flax", reason="the extra dev brings Flax, Optax and Orbax")
-
 WAYS = {
     "ocdbt": {},
     "plain": {"use_ocdbt": False},

@@ -14,8 +14,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import purestate as ps
 from tests.helpers import batch, build
 
-pytest.importorskip("flax", reason="the extra dev brings Flax")
-
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
