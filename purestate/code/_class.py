@@ -52,7 +52,7 @@ def _is_users(filename: str) -> bool:
 
 
 def class_attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what a class body defined. Of an enum also ``('member NAME', value)``, in their order."""
+    """Yield what a class body defined. Of an enum also ``('member NAME', value)``, and their order if values do not tell it."""
     generated = "__dataclass_fields__" in vars(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
     members = {member.name: member.value for member in cast("Any", cls)} if isinstance(cls, enum.EnumMeta) else None
     for key, value in sorted(vars(cls).items()):
@@ -65,12 +65,19 @@ def class_attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:
         yield key, _as_written(value)
     for key, value in (members or {}).items():
         yield f"member {key}", value
+    if members and list(members) != _told_by_values(members):
+        yield "order of members", list(members)
 
 
 def _as_written(value: Any) -> Any:
     """Return a method as its class was written: torch wraps the ``step`` of an optimizer when the first of the class is built."""
     attributes: dict[str, Any] = vars(value) if isinstance(value, FunctionType) else {}
     return attributes["__wrapped__"] if attributes.get("hooked") is True and "__wrapped__" in attributes else value
+
+
+def _told_by_values(members: dict[str, Any]) -> list[str]:
+    numbered = all(type(value) is int for value in members.values())
+    return sorted(members, key=members.__getitem__) if numbered else sorted(members)
 
 
 def _is_of_enum(key: str, value: Any) -> bool:

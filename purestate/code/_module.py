@@ -139,7 +139,11 @@ def _members(walker: Walker, module: nn.Module, path: str, flat: dict[str, Json]
         if not told and (order := list(members)) != _told_by_code(type(module), order):
             flat[f"{path}.order of{kind.replace('_', ' ')}"] = walker.inner("order", order)
         for name, member in members.items() if kind != "_modules" else ():
-            if member is not None and (hung := tensor_attributes(walker, member)):
+            if member is None:
+                continue
+            if (first := walker.known[id(member)]["leaf"]) != f"{path}.{name}":
+                flat[f"{path}.{name}"] = f"same as {first}"
+            elif hung := tensor_attributes(walker, member):
                 flat[f"{path}.{name}.attributes"] = walker.inner(name, hung)
 
 

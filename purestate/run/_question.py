@@ -164,7 +164,7 @@ def said(name: str) -> str:
     if name.startswith("code."):
         return f"code of {name.removeprefix('code.')}"
     code = name.endswith(".digest")
-    for end in (".code", ".digest", ".fn", ".value"):
+    for end in (".code", ".digest", ".fn", ".value") if not name.startswith("module.") else ():
         name = name.removesuffix(end)
     for prefix, saying in _SAYINGS:
         if name.startswith(prefix):
