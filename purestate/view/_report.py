@@ -6,7 +6,7 @@ import dataclasses
 import html
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -98,32 +98,54 @@ def _fields(value: Any) -> dict[str, Any]:
 
 def _tables(value: Any, rows: Sequence[Sequence[Any]] = (), title: str = "") -> Iterator[tuple[str, str]]:
     """Yield titles and tables of a dataclass: what it says in one, and each field that has more to say in one of its own."""
-    fields = _fields(value)
+    fields = {name: inner for name, inner in _fields(value).items() if inner not in ({}, ())}
     flat = [[name.replace("_", " "), _cell(inner)] for name, inner in fields.items() if not _has_more(inner)]
     if flat or rows:
-        yield title, html_table([*rows, *flat], ["", ""])
+        yield title, html_table([*rows, *flat], _PAIR)
     for name, inner in fields.items():
         if _has_more(inner):
             yield from _below(inner, f"{title}: {name}" if title else name)
 
 
 def _below(value: Any, title: str) -> Iterator[tuple[str, str]]:
-    if not isinstance(value, tuple):
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[Any, Any]", value)
+        yield title, html_table([[str(name), _cell(inner)] for name, inner in entries.items()], _PAIR)
+    elif not isinstance(value, tuple):
         yield from _tables(value, title=title)
-        return
-    several = cast("tuple[Any, ...]", value)
-    rows = [_fields(one) for one in several]
-    if any(_has_more(inner) for row in rows for inner in row.values()):
-        for number, one in enumerate(several):
-            yield from _tables(one, title=f"{title} {number}")
     else:
-        yield title, html_table([[_cell(inner) for inner in row.values()] for row in rows], [*rows[0]])
+        several = [_row(one) for one in cast("tuple[Any, ...]", value)]
+        if any(_is_report(inner) for row in several for inner in row.values()):
+            for number, one in enumerate(cast("tuple[Any, ...]", value)):
+                yield from _tables(one, title=f"{title} {number}")
+        else:
+            columns = list(dict.fromkeys(name for row in several for name in row))
+            yield title, html_table([[_cell(row.get(name)) for name in columns] for row in several], columns)
+
+
+_PAIR = ("field", "value")
+_MANY = 3
+"""A mapping of more entries has a table of its own."""
+
+
+def _row(value: Any) -> dict[str, Any]:
+    return {str(name): inner for name, inner in value.items()} if isinstance(value, Mapping) else _fields(value)
 
 
 def _has_more(value: Any) -> bool:
-    """Whether a value is a report of its own, or several of them."""
-    first = value[0] if isinstance(value, tuple) and value else value
-    return dataclasses.is_dataclass(first)
+    """Whether a value has a table of its own: a long mapping, a report, or several of them."""
+    if isinstance(value, Mapping):
+        return len(cast("Mapping[Any, Any]", value)) > _MANY
+    return _is_report(value) or _all_are(value, lambda one: isinstance(one, Mapping))
+
+
+def _is_report(value: Any) -> bool:
+    """Whether a value is a dataclass, or several of them."""
+    return dataclasses.is_dataclass(value) or _all_are(value, dataclasses.is_dataclass)
+
+
+def _all_are(value: Any, kind: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(kind(one) for one in cast("tuple[Any, ...]", value))
 
 
 def _cell(value: Any) -> Any:

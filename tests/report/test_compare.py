@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -17,7 +18,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 import purestate as ps
-from purestate.errors import UsageError
+from purestate.errors import CorruptLogError, UsageError
 from purestate.report._act import export, remove
 from purestate.report._care import check, clean, collect
 from purestate.report._code import show_code
@@ -28,6 +29,7 @@ from purestate.report._history import history
 from purestate.report._listing import list_store
 from purestate.report._name import RunName
 from purestate.report._report import Report
+from tests.cli.test_cli import STRANGE
 from tests.report.planted import GOLDEN, asked, rewrite
 from tests.run.tiny import Ask
 from tests.train.test_examples import ENVIRONMENT, _ThisPython
@@ -188,7 +190,19 @@ def test_the_tables_say_what_the_text_says(found):
     assert [["ok", "no"]] == [row for row in tables["check"][0] if row[0] == "ok"]
     assert {"key", "arguments", "<i>"} <= {cell for table in tables["diff"] for row in table for cell in row}
     assert "head.weight" in {row[0] for table in tables["diff with a file"] for row in table}
+    assert ["epochs", "<i>"] in [row for table in tables["show"] for row in table]
+    assert ["val_loss", "val_accuracy"] == next(table[0][:2] for table in tables["show"] if table[0][0] == "val_loss")
     assert [row[0] for row in tables["hash"][0][1:]] == [leaf.name for leaf in found["hash"].leaves]
+
+
+@pytest.mark.parametrize(("seq", "field", "value"), STRANGE)
+def test_records_of_a_stranger_are_tables_or_errors(seq, field, value, planted):
+    other = planted(lambda bodies: bodies[seq][1].update({field: value}))
+    for report in (list_store, history, show):
+        with contextlib.suppress(CorruptLogError):
+            Fragment(report(other.store if report is list_store else other).to_html())
+    with contextlib.suppress(CorruptLogError):
+        Fragment(ps.compare(GOLDEN, other.store).to_html())
 
 
 def test_reports_are_frozen():
