@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,4 +30,5 @@ def test_examples(name, tmp_path, monkeypatch):
     names = {"ps": importlib.import_module("purestate"), "torch": torch, "nn": nn, "np": np}
     result = doctest.testmod(module, extraglobs={k: v for k, v in names.items() if not hasattr(module, k)})
     assert result.attempted
+    assert "jax" not in sys.modules, "an example imports JAX, and this process warns at every fork from now on"
     assert not result.failed, f"{result.failed} of {result.attempted} examples of {name}; see the captured output"

@@ -49,8 +49,8 @@ def jax_step(fn: Callable[..., Any], *, init: Callable[[Any], Any] | None = None
         SetupError: It is no function.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> def descend(params: dict, opt_state: tuple, key: jax.Array, batch: tuple) -> tuple:
+        >>> def descend(params: dict, opt_state: tuple, key: object, batch: tuple) -> tuple:
+        ...     import jax, jax.numpy as jnp
         ...     x, y = batch
         ...     loss, slopes = jax.value_and_grad(lambda p: jnp.mean((x @ p["weight"].T + p["bias"] - y) ** 2))(params)
         ...     return {name: params[name] - 0.1 * slopes[name] for name in params}, opt_state, {"loss": loss}

@@ -45,8 +45,8 @@ def optax(transformation: Any) -> Callable[[Mapping[str, nn.Parameter]], Optimiz
         SetupError: It is no transformation.
 
     Example:
-        >>> import optax, torch
         >>> def with_adam(state: ps.State) -> ps.State:
+        ...     import optax
         ...     return ps.setup(state, optimizer_fn=ps.optax(optax.adam(1e-3)))
     """
     if isinstance(transformation, type) or not all(callable(getattr(transformation, name, None)) for name in ("init", "update")):
