@@ -67,7 +67,8 @@ def bisect(
     parting = found.parting
     if script is None or parting is None or not parting.epoch:
         return found
-    from purestate.run._bisect import ReplayFailedError, Side, replay
+    from purestate.run._bisect import Side, replay
+    from purestate.run._pipe import ReplayFailedError
     from purestate.run._script import target
 
     targets = [target(script, args, "bisect")]
@@ -192,8 +193,10 @@ def _joined(found: Bisection, parting: Parting, came: Found, trains: Sequence[Tr
     """Return what is recorded with what came of computing it again."""
     of = found.of if came.batches is None else came.batches * max(trains[0].epochs)
     told = replace(found, steps=came.steps, again=came.again, start=came.start, of=of, strayed=tuple(came.strayed))
-    if came.batch is None:
+    if came.batch is None and not (came.names or came.plain):
         return replace(told, failed=_why_not(came, parting))
+    if came.batch is None:
+        return replace(told, parting=replace(parting, by="recomputed", part=came.part, leaves=tuple(_leaves(came))))
     assert parting.epoch is not None
     assert came.batches is not None
     assert came.states is not None
@@ -218,9 +221,7 @@ def _why_not(came: Found, parting: Parting) -> str:
         return f"the {'second' if came.ended else 'first'} run's epoch {parting.epoch} has fewer batches than the other's"
     if None in came.end:
         return "the run did not come as far as it was recorded"
-    if came.end[0] == came.end[1]:
-        return f"computed again, both runs take the same steps and end epoch {parting.epoch} on {short(str(came.end[0]))}"
-    return f"all steps of epoch {parting.epoch} give the same bits, and what comes at its end does not"
+    return f"computed again, both runs take the same steps and end epoch {parting.epoch} on {short(str(came.end[0]))}"
 
 
 def _leaves(came: Found) -> Iterator[LeafComparison]:
@@ -231,7 +232,7 @@ def _leaves(came: Found) -> Iterator[LeafComparison]:
         if name in came.tensors:
             yield compare_leaves(name, *came.tensors[name])
         else:
-            yield LeafComparison(name, "there or none", "none or there")
+            yield LeafComparison(name, "other bits", "other bits")
     for name, (x, y) in came.plain.items():
         if isinstance(x, str) or isinstance(y, str):
             yield LeafComparison(name, str(x), str(y))

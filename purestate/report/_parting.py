@@ -87,7 +87,9 @@ class Parting:
             yield f"{where} is the first that gives other bits."
         else:
             yield f"train {self.op}, epoch {self.epoch} is the first that ends on other bits: {states}"
-        if self.part in _WHERE and self.by == "recomputed":
+        if self.by == "recomputed" and self.batch is None:
+            yield "All of its steps give the same bits, and what comes at its end does not: validation, and the epoch scheduler."
+        elif self.by == "recomputed" and self.part in _WHERE:
             yield _WHERE[self.part]
         elif self.same_batch is not None:
             yield "Both were given the same batches." if self.same_batch else _WHERE["batch"]
@@ -181,6 +183,8 @@ class Bisection(Report):
         if self.failed is not None:
             yield f"not recomputed: {self.failed}"
         if self.start is not None:
-            total = "" if self.of is None else f" of {self.of}"
+            total = "" if self.of is None else f", of {self.of} in each"
             begun = f"epoch {self.start}, whose state is kept" if self.start else "the beginning"
-            yield f"recomputed {self.steps} steps{total} in two processes, from {begun}"
+            yield f"recomputed {self.steps} steps in both runs together{total}, from {begun}"
+        elif self.failed is None and self.parting is not None and self.parting.epoch and self.parting.batch is None:
+            yield "With --script the epoch is computed again, down to the step."

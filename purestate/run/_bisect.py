@@ -6,46 +6,22 @@ to, and both states of the step are there to be looked at. What the logs say alr
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import select
-import signal
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from purestate.errors import ScriptError
 from purestate.run._chain import Trajectory
-from purestate.run._mode import VARIABLE
 from purestate.run._named import items_of
-from purestate.run._script import Target, command
+from purestate.run._pipe import Process
+from purestate.run._script import Target
 from purestate.store._backend import Backend
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Found", "Operator", "ReplayFailedError", "Side", "Strayed", "replay"]
-
-_TAIL = 4000
-"""Characters of what a script printed that are kept."""
-
-
-class ReplayFailedError(Exception):
-    """A script did not come to the train that is wanted, or could not go through it.
-
-    Args:
-        kind: ``'question'``, ``'never'``, ``'script'``, or the name of an error of purestate.
-        text: What happened, from the script's name on.
-    """
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
+__all__ = ["Found", "Operator", "Side", "Strayed", "replay"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +43,11 @@ class Side:
     checkpoint: str
     train: Trajectory
     target: Target
+
+    def process(self, folder: Path, timeout: float | None) -> Process:
+        """Start the script in a process of its own."""
+        run = {"store": os.fspath(self.store), "checkpoint": self.checkpoint, "record": self.train.start.digest}
+        return Process(self.target, run, folder, timeout)
 
 
 @dataclass(frozen=True)
@@ -171,7 +152,7 @@ def replay(a: Side, b: Side, epoch: int, folder: Path, *, finish: bool, timeout:
     found = Found()
     start, leader, source = _start(sides, epoch)
     found.start = start
-    with _Process(a, folder / "a", timeout) as first, _Process(b, folder / "b", timeout) as second:
+    with a.process(folder / "a", timeout) as first, b.process(folder / "b", timeout) as second:
         pair = (first, second)
         for process in pair:
             process.expect("ready")
@@ -197,7 +178,7 @@ def _start(sides: Sequence[Side], epoch: int) -> tuple[int, int, Any]:
     return best
 
 
-def _led(process: _Process, side: Side, epoch: int, found: Found) -> bool:
+def _led(process: Process, side: Side, epoch: int, found: Found) -> bool:
     """Follow a run to the epoch before the one that is wanted. Returns whether it came there as it was recorded."""
     while "handed" not in (event := process.next()):
         if "step" in event:
@@ -216,7 +197,7 @@ def _held(side: Side, event: Mapping[str, Any], found: Found) -> None:
 
 
 def _compare(
-    pair: tuple[_Process, _Process], sides: Sequence[Side], epoch: int, found: Found, folder: Path, *, finish: bool
+    pair: tuple[Process, Process], sides: Sequence[Side], epoch: int, found: Found, folder: Path, *, finish: bool
 ) -> None:
     while True:
         events = [_step(process, side, epoch, found) for process, side in zip(pair, sides, strict=True)]
@@ -224,6 +205,9 @@ def _compare(
         if any(ended):
             found.ended = None if all(ended) else ended.index(True)
             found.end = [event["hash"] if "epoch" in event else None for event in events]
+            if all(ended) and found.end[0] != found.end[1]:
+                _differing(found, events[0], events[1])
+                found.part = _part(found, [None, None])
             return
         found.batches = events[0]["of"]
         if events[0]["hash"] != events[1]["hash"]:
@@ -240,7 +224,7 @@ def _compare(
             found.end[i] = _step(process, side, epoch, found)["hash"]
 
 
-def _step(process: _Process, side: Side, epoch: int, found: Found) -> dict[str, Any]:
+def _step(process: Process, side: Side, epoch: int, found: Found) -> dict[str, Any]:
     """Return the next step of a run, or the end of its epoch."""
     while True:
         event = process.next()
@@ -255,16 +239,11 @@ def _step(process: _Process, side: Side, epoch: int, found: Found) -> dict[str, 
 # -------------------------------------------------------------------- what differs
 
 
-def _look(pair: tuple[_Process, _Process], found: Found, folder: Path) -> None:
+def _look(pair: tuple[Process, Process], found: Found, folder: Path) -> None:
     """Look at the two states, and take the step apart."""
     shown = [process.asked(show=True) for process in pair]
     ours, theirs = (one["hashes"] for one in shown)
-    found.names = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
-    found.plain = {
-        name: (shown[0]["skeletons"].get(name, value), shown[1]["skeletons"].get(name, shown[1]["plain"].get(name)))
-        for name, value in shown[0]["plain"].items()
-        if value != shown[1]["plain"].get(name)
-    }
+    _differing(found, shown[0], shown[1])
     both = [name for name in found.names if name in ours and name in theirs]
     if both:
         from purestate.run._handed import read_leaves
@@ -283,6 +262,16 @@ def _look(pair: tuple[_Process, _Process], found: Found, folder: Path) -> None:
         if found.operator is None:
             found.unknown = "all operators are given and give the same: it is something that torch does not dispatch"
     found.part = _part(found, [one.get("retraced") for one in taken])
+
+
+def _differing(found: Found, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:
+    ours, theirs = x["hashes"], y["hashes"]
+    found.names = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
+    found.plain = {
+        name: (x["skeletons"].get(name, value), y["skeletons"].get(name, y["plain"].get(name)))
+        for name, value in x["plain"].items()
+        if value != y["plain"].get(name)
+    }
 
 
 def _operator(x: Mapping[str, Any], y: Mapping[str, Any]) -> Operator | None:
@@ -314,88 +303,3 @@ def _part(found: Found, taken: Sequence[Mapping[str, Any] | None]) -> str:
             return "gradients"
     parts = {name.partition("[")[0] for name in found.names}
     return next((part for part in _ORDER if part in parts), next((part for part in _ORDER if part in found.plain), "state"))
-
-
-# -------------------------------------------------------------------- processes
-
-
-class _Process:
-    """A script that is computed again, as it is told."""
-
-    def __init__(self, side: Side, folder: Path, timeout: float | None) -> None:
-        self._side, self._timeout = side, timeout
-        folder.mkdir()
-        orders, self._printed = folder / "orders.json", folder / "output"
-        (theirs, self._write), (self._read, ours) = os.pipe(), os.pipe()
-        told = {"read": theirs, "write": ours, "store": os.fspath(side.store), "checkpoint": side.checkpoint}
-        told["record"] = side.train.start.digest
-        line = command("_lockstep", side.target, told, orders)
-        with self._printed.open("wb") as output:
-            self._process = subprocess.Popen(
-                line,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs, ours),
-                env={**os.environ, VARIABLE: "offline"},  # what the script starts writes nothing either
-                start_new_session=True,
-            )
-        os.close(theirs)
-        os.close(ours)
-        self._lines = b""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.close(self._write)
-        os.close(self._read)
-        with contextlib.suppress(ProcessLookupError):  # also what it started, such as loader workers
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def say(self, **order: Any) -> None:
-        """Tell it what to do."""
-        with contextlib.suppress(BrokenPipeError):  # that it ended is told by what it says last
-            os.write(self._write, (json.dumps(order) + "\n").encode())
-
-    def asked(self, **order: Any) -> dict[str, Any]:
-        """Tell it what to do, and return what it says."""
-        self.say(**order)
-        return self.next()
-
-    def expect(self, name: str) -> dict[str, Any]:
-        """Return the next event of a kind."""
-        while name not in (event := self.next()):
-            pass
-        return event
-
-    def next(self) -> dict[str, Any]:
-        """Return what it says next.
-
-        Raises:
-            ReplayFailedError: It ended.
-            ScriptError: It says nothing for longer than the timeout.
-        """
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        while b"\n" not in self._lines:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._read], [], [], left)[0]:
-                raise ScriptError(
-                    f"bisect: {self._side.target.name} said nothing for {self._timeout:g} s.",
-                    cause=f"The end of what it printed:\n{self._output()}",
-                    script=self._side.target.name,
-                )
-            piece = os.read(self._read, 1 << 16)
-            if not piece:
-                raise ReplayFailedError("script", f"{self._side.target.name} ended without a word\n{self._output()}".strip())
-            self._lines += piece
-        line, _, self._lines = self._lines.partition(b"\n")
-        event = json.loads(line)
-        if "failed" in event:
-            more = f"\n{self._output()}" if event["failed"] == "script" else ""
-            raise ReplayFailedError(event["failed"], f"{self._side.target.name}: {event['text']}{more}")
-        return event
-
-    def _output(self) -> str:
-        return self._printed.read_text(errors="replace")[-_TAIL:].strip()

@@ -8,10 +8,7 @@ mean, is in `_bisect`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,13 +17,14 @@ from purestate.core._batch import Batch, owned
 from purestate.core._position import Position
 from purestate.core._state import State
 from purestate.data._position import batch_bits
-from purestate.errors import PureStateError, StoreError
+from purestate.errors import StoreError
 from purestate.run._again import stream
 from purestate.run._chain import RecordLike, Trajectory
 from purestate.run._handed import read_state, write_leaves, write_state
 from purestate.run._ledger import Ledger
 from purestate.run._mode import audited_by
 from purestate.run._operators import retrace
+from purestate.run._pipe import Pipe
 from purestate.run._readers import Reader
 from purestate.run._script import play
 from purestate.run._snapshot import restore
@@ -45,7 +43,7 @@ def main(orders: dict[str, Any]) -> None:
         orders: As `purestate.run._script.command` wrote them, with ``store``, ``checkpoint``: the run. ``record``: the
             train that is wanted, by the digest of its first record. ``read``, ``write``: the descriptors of two pipes.
     """
-    pipe = _Pipe(orders["read"], orders["write"])
+    pipe = Pipe(orders["read"], orders["write"])
     elsewhere(_Placing(Path(orders["store"]), orders["checkpoint"]))
     audited_by(_Wanted(pipe, orders["record"]))
     try:
@@ -76,44 +74,10 @@ class _Placing:
         return self._places[path]
 
 
-class _Pipe:
-    """The way to the process that asks, and back: a line of JSON each."""
-
-    def __init__(self, read: int, write: int) -> None:
-        self._read, self._write = os.fdopen(read), os.fdopen(write, "w")
-
-    def tell(self, **event: Any) -> None:
-        """Say something."""
-        self._write.write(json.dumps(event) + "\n")
-        self._write.flush()
-
-    def ask(self, **event: Any) -> dict[str, Any]:
-        """Say something, and wait for what is to be done. Ends the process if nobody is there any more."""
-        self.tell(**event)
-        line = self._read.readline()
-        if not line:
-            os._exit(1)
-        return json.loads(line)
-
-    def leave(self, **event: Any) -> NoReturn:
-        """Say the last thing, and end this process: nothing that the script would do afterwards is wanted."""
-        self.tell(**event)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-    def fail(self, error: Exception) -> NoReturn:
-        """Say what was raised, and end this process."""
-        known = isinstance(error, PureStateError)
-        if not known:
-            traceback.print_exc()
-        self.leave(failed=type(error).__name__ if known else "script", text=f"{type(error).__name__}: {error}")
-
-
 class _Wanted:
     """Looks at each op of the script, and takes the process over at the one that is wanted: a `_mode.Auditor`."""
 
-    def __init__(self, pipe: _Pipe, record: str) -> None:
+    def __init__(self, pipe: Pipe, record: str) -> None:
         self._pipe, self._record = pipe, record
 
     def train(self, call: Training, train: Trajectory | None) -> None:
@@ -134,7 +98,7 @@ class _Wanted:
 class _Lockstep:
     """A recorded epoch, computed again step by step as it is told: a `purestate.core._position.Keeper`."""
 
-    def __init__(self, pipe: _Pipe, call: Training, train: Trajectory) -> None:
+    def __init__(self, pipe: Pipe, call: Training, train: Trajectory) -> None:
         self._pipe, self._call, self._train = pipe, call, train
         self._epoch = 0
         self._before: State | None = None
@@ -155,7 +119,7 @@ class _Lockstep:
         with contextlib.closing(stream(call, state, start, keeper=self, on_batch=self._on_batch)) as epochs:
             for epoch, _ in epochs:
                 if epoch.n == self._epoch:
-                    pipe.leave(epoch=epoch.n, hash=epoch.state.hash)
+                    pipe.leave(epoch=epoch.n, hash=epoch.state.hash, **_looks(epoch.state))
                 pipe.tell(epoch=epoch.n, hash=epoch.state.hash)
                 self._n, self._number = epoch.n + 1, 0
                 if epoch.n == self._epoch - 1:
@@ -202,10 +166,7 @@ class _Lockstep:
             return {"dumped": write_leaves(Path(order["leaves"]), {name: leaves[name] for name in order["names"]})}
         if "retrace" in order:
             return self._retraced(now)
-        parts, plain = leaves_by_part(now.state)
-        hashes = {f"{part}[{name!r}]": digest for part, inside in parts.items() for name, digest in inside.items()}
-        skeletons = {name: getattr(now.state, name).skeleton for name in plain if name in parts}
-        return {"hashes": hashes, "plain": plain, "skeletons": skeletons}
+        return _looks(now.state)
 
     def _retraced(self, now: Position) -> dict[str, Any]:
         if self._call.step is not None:
@@ -218,6 +179,17 @@ class _Lockstep:
         if found.hash != now.state.hash:
             return {"unknown": "taken by itself, operator by operator, the step gives other bits"}
         return {"retraced": found.json()}
+
+
+def _looks(state: State) -> dict[str, Any]:
+    """Return the hashes of a state's leaves by path, and what is plain in it, with the digests of that."""
+    parts, plain = leaves_by_part(state)
+    hashes = {f"{part}[{name!r}]": digest for part, inside in parts.items() for name, digest in inside.items()}
+    return {
+        "hashes": hashes,
+        "plain": plain,
+        "skeletons": {name: getattr(state, name).skeleton for name in plain if name in parts},
+    }
 
 
 def _tensors(state: State) -> dict[str, Any]:

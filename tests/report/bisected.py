@@ -28,9 +28,10 @@ def planted(what: str, step: int | None = None) -> bool:
 
 
 def one_ulp(tensor: torch.Tensor) -> None:
-    """Make the first element the next larger number."""
+    """Make the largest element the next larger number: in a small one it may be rounded away within a few steps."""
     flat = tensor.view(-1)
-    flat[0] = torch.nextafter(flat[0], torch.tensor(torch.inf))
+    i = flat.abs().argmax()
+    flat[i] = torch.nextafter(flat[i], torch.tensor(torch.inf))
 
 
 class Adam(torch.optim.Adam):
