@@ -1,6 +1,7 @@
-"""``python -m purestate`` is the command ``purestate``."""
+"""``python -m purestate``: the command line, where the command is not on the path."""
+
+from __future__ import annotations
 
 from purestate.cli import main
 
-if __name__ == "__main__":
-    main()
+main()

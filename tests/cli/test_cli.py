@@ -241,6 +241,9 @@ def test_export_writes_a_folder(store, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.isdigit()) == ["0", "1"]
     again = call("export", f"{store}:adam", tmp_path / "out")
     assert (again.exit_code, "in which there is something" in again.stderr) == (2, True)
+    (tmp_path / "file").write_text("x")
+    onto = call("export", f"{store}:adam", tmp_path / "file")
+    assert (onto.exit_code, "file', a file." in onto.stderr) == (2, True)
 
 
 def test_a_log_is_followed_while_it_is_written(store):
@@ -271,6 +274,12 @@ def test_the_command_is_installed_by_its_name():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["purestate"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_package_runs_as_the_command():
+    ran = subprocess.run([sys.executable, "-m", "purestate", "ls", "nowhere"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert "nowhere" in ran.stderr
 
 
 def test_runs_are_completed(store, tmp_path, monkeypatch):
