@@ -83,11 +83,9 @@ def export(name: RunName, path: Path) -> Done:
         As there.
     """
     run = open_run(name)
-    if path.is_dir() and any(path.iterdir()):
-        raise UsageError(
-            f"Expected a folder that is empty or not there, got {str(path)!r}, in which there is something.",
-            fix="Give another path.",
-        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "in which there is something" if path.is_dir() else "a file"
+        raise UsageError(f"Expected a folder that is empty or not there, got {str(path)!r}, {what}.", fix="Give another path.")
     from purestate.run._store import Store
 
     with Store(name.store) as store:

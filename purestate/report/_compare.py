@@ -48,11 +48,13 @@ def compare(
     Example:
         >>> import purestate as ps, torch
         >>> loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 2), torch.ones(8, 1)))
-        >>> s0 = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
-        >>> s0 = ps.setup(s0, loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
-        >>> ours, theirs = ps.MemoryStore().checkpoint("a", echo=None), ps.MemoryStore().checkpoint("b", echo=None)
-        >>> s1, s2 = ours.train(s0, loader, epochs=1), theirs.train(ps.set_lr(s0, 0.2), loader, epochs=1)
-        >>> found = ps.compare(ours, theirs)
+        >>> def run(lr):
+        ...     s0 = ps.init(lambda: torch.nn.Linear(2, 1), seed=0)
+        ...     s0 = ps.setup(s0, loss_cls=torch.nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=lr))
+        ...     ck = ps.MemoryStore().checkpoint("sgd", echo=None)
+        ...     ck.train(s0, loader, epochs=1)
+        ...     return ck
+        >>> found = ps.compare(run(0.1), run(0.2))
         >>> found.ok, found.log.verdict, found.log.because
         (False, 'expected', ('optimizer lr (arguments)',))
     """

@@ -129,6 +129,19 @@ def test_it_runs_where_nothing_but_blake3_is(recorded, tmp_path):
 # -------------------------------------------------------------------- the command line
 
 
+def test_a_reader_that_goes_away_and_names_of_any_kind_are_no_traceback(store):
+    os.mkdir(os.fsencode(store / "checkpoints") + b"/\xff\n\xc3\xbc")
+    command = [sys.executable, os.fspath(Path(checker.__file__)), os.fspath(store)]
+    ran = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert b"foreign: checkpoints/" in ran.stdout
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as nobody:
+        ran = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
 def test_the_exit_status_says_it(store, capsys):
     head = checker.check(os.fspath(store)).heads["a"]
     for arguments, status in (
