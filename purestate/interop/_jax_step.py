@@ -18,6 +18,7 @@ from purestate.core._own import step_key
 from purestate.core._state import Counters, State
 from purestate.core._tree import Leaves
 from purestate.errors import BatchError, SetupError, TreeMismatchError, UnsupportedError
+from purestate.interop._cells import put_back
 from purestate.interop._config import jax_config
 from purestate.interop._jax import from_jax, to_jax
 from purestate.interop._leaves import Layout, as_array
@@ -69,6 +70,7 @@ class JaxStep:
     def __init__(self, jax: Any, fn: Callable[..., Any], init: Callable[[Any], Any] | None) -> None:
         self._jax, self._fn, self._init = jax, fn, init
         self._layouts: dict[Any, Layout] = {}
+        put_back(fn, init)
         self._shown: dict[int, _Pair] = {}
         """The arrays behind the tensors that were returned last, by the identity of these: both are the same memory."""
 
@@ -85,6 +87,7 @@ class JaxStep:
         self._step = jax.jit(step)
 
     def __purestate_fingerprint__(self) -> dict[str, Any]:
+        put_back(self._fn, self._init)
         return {"fn": self._fn, "init": self._init, **jax_config(self._jax)}
 
     def __call__(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:

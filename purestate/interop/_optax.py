@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from purestate.errors import MissingExtraError, SetupError, UnsupportedError
+from purestate.interop._cells import put_back
 from purestate.interop._config import jax_config
 from purestate.interop._jax import from_jax
 from purestate.interop._leaves import Layout, as_array
@@ -79,8 +80,10 @@ class _Optax:
     def __init__(self, jax: Any, transformation: Any, apply_updates: Callable[[Any, Any], Any]) -> None:
         self.jax, self.transformation, self._apply = jax, transformation, apply_updates
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        put_back(transformation)
 
     def __purestate_fingerprint__(self) -> dict[str, Any]:
+        put_back(self.transformation)
         return {"transformation": self.transformation, **jax_config(self.jax)}
 
     def __call__(self, params: Mapping[str, nn.Parameter]) -> OptaxOptimizer:

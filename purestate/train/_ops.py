@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Unpack
 
 from purestate.core._guard import GuardMode
+from purestate.core._own import OwnStep
 from purestate.core._state import State
 from purestate.errors import PureStateError, SetupError, StaleRecordError
 from purestate.run import Checkpoint, Curve, EpochView, setup
@@ -143,6 +144,7 @@ class Trains(Reads):
         progress: bool = True,
         guard: GuardMode = "first",
         trace: Level | None = None,
+        step: OwnStep | None = None,
     ) -> TrainHistory:
         """Train, or return what the log holds; the lines that are printed are the same.
 
@@ -166,6 +168,8 @@ class Trains(Reads):
                 steps, ``'always'`` in each, ``'off'`` never. See `purestate.run.Checkpoint.train`.
             trace: What is noted of epochs that are computed: the hash of every leaf (``'epoch'``), and that of each step
                 (``'step'``). See `purestate.run.Checkpoint.train`.
+            step: A pure function ``(state, batch) -> (state, metrics)`` that takes the steps in our place. See
+                `purestate.run.Checkpoint.train`.
 
         Returns:
             Lists: ``epoch`` (numbers over the life of the model), ``train_loss``, ``val_loss``, …; and ``log``.
@@ -205,6 +209,7 @@ class Trains(Reads):
                 progress=progress,
                 guard=guard,
                 trace=trace,
+                step=step,
             )
         self._took(new)
         assert ck.last is not None

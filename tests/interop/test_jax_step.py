@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,6 @@ from purestate.errors import BatchError, MetricError, SetupError, StaleRecordErr
 from tests.helpers import batch, bits
 from tests.interop.cuts import cut_everywhere
 
-pytestmark = pytest.mark.skipif(find_spec("optax") is None, reason="the extra dev brings Optax")
 DATA = [batch(4, seed=i) for i in range(3)]
 VALIDATION = [batch(4, seed=9)]
 
@@ -52,9 +53,13 @@ def fit(jax: Any, optax: Any, transformation: Any) -> Callable[..., Any]:
     return step
 
 
-@pytest.fixture
-def step(jax: Any, optax: Any) -> Any:
-    adam = optax.adam(optax.linear_schedule(0.1, 0.0, 8))
+@pytest.fixture(scope="module")
+def step() -> Any:
+    """Compiled once for all."""
+    import jax
+    import optax
+
+    adam = optax.adam(optax.cosine_decay_schedule(0.1, 8))  # writes to its own closure when it is first called
     return ps.jax_step(fit(jax, optax, adam), init=adam.init)
 
 
@@ -62,7 +67,7 @@ def test_the_bits_of_the_loop_in_jax(jax, optax, step):
     """What one writes without us: the same weights, moments, losses, keys."""
     s0, ck = start(), ps.MemoryStore().checkpoint("a", echo=None)
     s1 = ck.train(s0, DATA, epochs=2, step=step)
-    adam = optax.adam(optax.linear_schedule(0.1, 0.0, 8))
+    adam = optax.adam(optax.cosine_decay_schedule(0.1, 8))
     params = {name: jax.numpy.array(p.numpy()) for name, p in s0.params.items()}
     opt_state, jitted, losses = adam.init(params), jax.jit(fit(jax, optax, adam)), list[float]()
     base = jax.random.fold_in(jax.random.wrap_key_data(s0.key.words), 4)
@@ -96,17 +101,17 @@ def test_cut_after_every_batch(step):
 
 def test_on_disk_and_back_in_another_op(jax, optax, tmp_path):
     def again() -> ps.State:
-        adam = optax.adam(optax.linear_schedule(0.1, 0.0, 12))
-        ck = ps.Store(tmp_path / "a").checkpoint("a", echo=None)
+        adam = optax.adam(optax.cosine_decay_schedule(0.1, 12))
+        ck = ps.Store(tmp_path / "a").checkpoint("a", echo=None, notify=said.append)
         step = ps.jax_step(fit(jax, optax, adam), init=adam.init)
         s1 = ck.train(start(), DATA, VALIDATION, epochs=2, load_best=True, step=step)
         s2 = ck.train(s1, DATA, VALIDATION, epochs=2, step=step)
         cached.append(ck.last.cached)
         return s2
 
-    cached = list[bool]()
+    cached, said = list[bool](), list[str]()
     s2 = again()
-    assert (again(), cached) == (s2, [False, True])
+    assert (again(), cached, said) == (s2, [False, True], [])
     s2.verify()
     assert s2.optimizer.leaves["optimizer.state['0.count']"] > 6
 
@@ -121,7 +126,8 @@ def test_a_step_is_a_function(step):
     assert step_key(new) != step_key(s0)
 
 
-def test_no_state_is_written_to_by_later_steps(jax, optax):
+@pytest.mark.parametrize("jitted", [True, False])
+def test_no_state_is_written_to_by_later_steps(jax, optax, jitted):
     """Whatever is donated inside, or handed on as it is: states that somebody holds keep their bits."""
     adam = optax.adam(0.1)
     donating = jax.jit(fit(jax, optax, adam), donate_argnums=(0, 1))
@@ -137,7 +143,8 @@ def test_no_state_is_written_to_by_later_steps(jax, optax):
     batches = [(x.clone(), y.clone()) for x, y in DATA]
     state, held = start(), list[tuple[ps.State, str, Any]]()
     for one in batches * 2:
-        state, _ = step(state, one)
+        with nullcontext() if jitted else jax.disable_jit():
+            state, _ = step(state, one)
         held.append((state, state.hash, {path: bits(leaf) for path, leaf in state.optimizer.leaves.items()}))
     for x, _ in batches:
         x.zero_()  # the loader's own memory
@@ -155,7 +162,8 @@ def test_what_is_handed_on_is_the_same_leaf(jax):
         return {**params, "bias": params["bias"] + 1}, opt_state, {}
 
     s0 = start()
-    s1, _ = ps.jax_step(half)(s0, DATA[0])
+    with jax.disable_jit():  # or JAX makes a new one
+        s1, _ = ps.jax_step(half)(s0, DATA[0])
     assert s1.params["weight"] is s0.params["weight"]
     assert s1.optimizer is None
     assert s1.params["bias"].equal(s0.params["bias"] + 1)
@@ -168,7 +176,7 @@ def test_a_recorded_run_keeps_its_bits_while_another_goes_on(step, tmp_path):
         assert state.own().hash == digest
         state.verify()
     with ps.Store(tmp_path / "a") as store:
-        assert not store.check().problems
+        assert store.check().ok
 
 
 def test_the_code_and_what_it_holds_are_asked_for(jax, optax):
@@ -185,7 +193,11 @@ def test_the_code_and_what_it_holds_are_asked_for(jax, optax):
         return ck.last.cached
 
     assert [ask(0.1), ask(0.1), ask(0.1)] == [False, True, True]
-    for changed in (dict(rate=0.2), dict(rate=0.1, scale=jax.numpy.float32(2)), dict(rate=0.1, init=optax.adam(0.3).init)):
+    for changed in (
+        dict(rate=0.2),
+        dict(rate=0.1, scale=jax.numpy.float32(2)),
+        dict(rate=0.1, init=lambda params: optax.adam(0.1).init(params)),
+    ):
         with pytest.raises(StaleRecordError, match="code of step changed"):
             ask(**changed)
 
@@ -219,6 +231,21 @@ def test_bad_answers_are_refused_by_name(jax):
         ps.jax_step(3)
     with pytest.raises(UnsupportedError, match=r"params\['weight'\] to fit into 32 bits, got float64"):
         ps.jax_step(lambda p, o, k, b: (p, o, {}))(ps.init(lambda: nn.Linear(2, 1).double(), seed=0), DATA[0])
+
+
+def test_the_blocks_of_the_readme_run(jax, optax):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```$", readme.split("### Optax, and a step in JAX")[1].split("\n## ")[0], re.M | re.S
+    )
+    make = lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))  # noqa: E731
+    s1 = ps.setup(ps.init(make, seed=0), loss_cls=nn.CrossEntropyLoss)
+    data = [batch(8, (64,), classes=10)]
+    with ps.MemoryStore() as store:
+        names = {"ps": ps, "jax": jax, "optax": optax, "s1": s1, "store": store, "train_dl": data, "val_dl": data}
+        exec(block, names)
+    assert names["o1"].optimizer.leaves["optimizer.state['0.count']"] == 2
+    assert sorted(names["j1"].optimizer.leaves)[0] == "optimizer.state['0.count']"
 
 
 def test_a_state_of_another_optimizer_is_refused(step):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from purestate.errors import SetupError, StaleRecordError, UnsupportedError
 from tests.helpers import batch, bits, build
 from tests.interop.cuts import cut_everywhere
 
-pytestmark = pytest.mark.skipif(find_spec("optax") is None, reason="the extra dev brings Optax")
 DATA = [batch(4, seed=i) for i in range(3)]
 VALIDATION = [batch(4, seed=9)]
 
@@ -59,6 +57,9 @@ TRANSFORMATIONS: dict[str, Callable[[Any], Any]] = {
     "handed on": lambda o: o.chain(remember(o), o.sgd(0.1)),
 }
 
+SLOW = {"clipped adam", "sgd with momentum", "lion", "every second step", "rates in the state", "adafactor"}
+"""Each compiles a function of its own, twice. Those that are left are of every kind."""
+
 
 def remember(o: Any) -> Any:
     """A transformation whose new state is what it was given: JAX hands such arrays on as they are."""
@@ -96,7 +97,7 @@ def in_jax(jax: Any, optax: Any, transformation: Any, params: dict[str, Any], st
     return params, state
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TRANSFORMATIONS])
 def test_the_bits_of_optax_under_jit(jax, optax, name):
     transformation, steps = TRANSFORMATIONS[name](optax), 5
     work = Working(start(transformation))
@@ -113,6 +114,18 @@ def test_the_bits_of_optax_under_jit(jax, optax, name):
     assert sorted(lent[-1][1].values()) == sorted(np.asarray(a).tobytes() for a in words)
     for state, expected in lent:
         assert {path: bits(leaf) for path, leaf in state.optimizer.leaves.items()} == expected, "JAX wrote to what was lent"
+
+
+def test_what_jax_hands_on_is_not_the_memory_of_a_parameter(jax, optax):
+    """As it does where it does not jit."""
+    work, expected = Working(start(TRANSFORMATIONS["handed on"](optax))), list[bytes]()
+    for gradient in gradients(3):
+        expected = sorted(map(bits, [*gradient.values(), *work.params.values()]))
+        with jax.disable_jit():
+            work.update(gradient, {})
+    state = work.lend()
+    assert state.optimizer is not None
+    assert sorted(map(bits, state.optimizer.leaves.values())) == expected
 
 
 def test_what_is_kept_is_called_by_parameter_and_place(optax):
@@ -202,6 +215,20 @@ def test_what_the_transformation_holds_is_asked_for(jax, optax):
     plain = asks(optax.adam(1e-3))
     jax.config.update("jax_enable_x64", True)
     assert asks(optax.adam(1e-3)) != plain
+
+
+def test_a_schedule_that_writes_to_its_closure_is_the_same_question_before_and_after(jax, optax):
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 9)
+    said, store = list[str](), ps.MemoryStore()
+    for id, made in (("adam", optax.adam(schedule)), ("sgd", optax.chain(optax.clip(1.0), optax.sgd(schedule)))):
+        state, ck = start(made), store.checkpoint(id, echo=None, notify=said.append)
+        s1 = ck.train(state, DATA, epochs=1)
+        assert ck.train(state, DATA, epochs=1) == s1
+        assert ck.last is not None
+        assert ck.last.cached
+    assert said == []
+    fresh = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 9)
+    assert start(optax.sgd(schedule)).hash == start(optax.sgd(fresh)).hash, "this script might have found the first in the log"
 
 
 def test_it_is_the_same_question_in_another_process(optax):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import purestate as ps
+from purestate.code._text import pieces, text_of
 from purestate.errors import (
     FingerprintError,
     ImpurityError,
@@ -23,6 +24,7 @@ from purestate.errors import (
     StaleRecordError,
     TreeMismatchError,
 )
+from purestate.run._code import texts
 from purestate.run._resume import ResumePoints
 from tests.helpers import ConvNet, Mlp, batch
 from tests.run.tiny import checkpoint, loader, start
@@ -100,6 +102,14 @@ def test_make_step_inside_of_a_step_is_known_by_its_recipe():
     other = ps.setup(state, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.5))
     with pytest.raises(StaleRecordError, match="code of step changed"):
         ck.train(state, loader(), epochs=1, step=wrapped(ps.make_step(other)))
+
+
+def test_the_text_of_a_step_is_kept(memory):
+    ck = checkpoint(memory)
+    train(ck, epochs=1)
+    (question,) = (record.body["question"] for record in ck._ledger.log.records if "question" in record.body)
+    kept = texts(ck._ledger.log.records, memory._backend, pieces([question["parts"]["step.digest"]]))
+    assert any("grad_and_value" in (text_of(piece) or "") for piece in kept.values())
 
 
 def test_what_a_step_computes_with_is_asked_for():
