@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from purestate.interop._names import nest as nest
     from purestate.interop._optax import optax as optax
     from purestate.report._audit import audit as audit
+    from purestate.report._bisect import bisect as bisect
     from purestate.report._compare import compare as compare
     from purestate.run import Checkpoint as Checkpoint
     from purestate.run import CheckpointInfo as CheckpointInfo
@@ -85,6 +86,7 @@ _LATER = {
     "Summary": "purestate.run",
     "audit": "purestate.report._audit",
     "averaged": "purestate.core._ema",
+    "bisect": "purestate.report._bisect",
     "compare": "purestate.report._compare",
     "diff": "purestate.core._diff",
     "flatten": "purestate.interop._names",

@@ -6,12 +6,13 @@ processes that `purestate.run._bisect` starts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from purestate.core._digest import short
 from purestate.errors import UsageError
@@ -31,25 +32,33 @@ __all__ = ["bisect"]
 
 
 def bisect(
-    a: RunName,
-    b: RunName,
-    script: str | None = None,
-    script_b: str | None = None,
+    a: str | os.PathLike[str] | RunName,
+    b: str | os.PathLike[str] | RunName,
+    script: Any = None,
+    script_b: Any = None,
     *,
     args: Sequence[str] = (),
     anyway: bool = False,
     timeout: float | None = None,
 ) -> Bisection:
-    """Find where two runs part.
+    """Find the first step, and the first leaf, at which two runs part that should agree.
+
+    Hashes that are recorded tell the train and the epoch. The epoch is computed again in both runs side by side, each in a process
+    of its own, from the last state before it that either has kept, until their states differ. The two states are compared then,
+    and the step is taken once more in both, operator by operator.
 
     Args:
-        a: A checkpoint, or a train up to which is looked.
+        a: ``STORE[:CHECKPOINT[@OP]]``: a checkpoint, or a train up to which is looked.
         b: Another, of any store.
-        script: What made the first: a path, or ``'package.module:function'``. Without it only what is recorded is looked at.
+        script: What made the first: a path; or a function that takes a `Store`, by itself or as ``'package.module:name'``.
+            Without it only what is recorded is looked at, which tells the step of runs with ``trace='step'``.
         script_b: What made the second; the same if left out.
         args: Arguments for both, as on a command line.
         anyway: Whether runs that were asked other questions are looked at, too.
         timeout: Seconds that one step, or the way to the first, may take; None for as long as it takes.
+
+    Returns:
+        The report: ``report.ok`` if they are equal; ``report.parting`` with ``op``, ``epoch``, ``step``, ``leaves``; its text says all.
 
     Raises:
         UsageError: There is no such run, or ``script_b`` is given without ``script``.
@@ -62,7 +71,8 @@ def bisect(
     """
     if script is None and script_b is not None:
         raise UsageError("bisect: a script for the second run is given, and none for the first.", fix="Give --script too.")
-    runs = open_run(a), open_run(b)
+    names = [name if isinstance(name, RunName) else RunName.parse(os.fspath(name)) for name in (a, b)]
+    runs = open_run(names[0]), open_run(names[1])
     found = _recorded(*runs, anyway=anyway)
     parting = found.parting
     if script is None or parting is None or not parting.epoch:

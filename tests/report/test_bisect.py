@@ -317,7 +317,7 @@ def test_the_command_exits_with_0_1_or_2_and_speaks_json(small):
     assert (told["ok"], told["parting"]["epoch"], told["compared"]) == (False, 2, 1)
     assert call(a, b, "--script-b", "x.py").exit_code == 2
     assert call(a, b, "--script", "x.py", "--", "--lr", "1").exit_code == 2
-    found = bisect(a, b)
+    found = ps.bisect(str(a), str(b))
     assert isinstance(found, Bisection)
     assert "train 0, epoch 2 is the first that ends on other bits" in found._repr_html_()
 
