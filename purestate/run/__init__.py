@@ -8,6 +8,7 @@
 * ``_training``    one call of train, answered from the log; ``_compute`` computes it, ``_resume`` writes its resume points,
                    ``_select`` picks from its trajectory
 * ``_readers``     evaluate, find_lr, predict
+* ``_mode``        whether ops record, only answer, or are audited (``_audit``)
 * ``_chain``       records by meaning; ``_ledger`` is a chain with its log; ``_stale`` says what does not fit
 * ``_snapshot``    a State at rest
 * ``_answers``     `Summary`, `EpochView`, `Curve`; ``_progress`` the bar; ``_environment`` what is recorded beside
