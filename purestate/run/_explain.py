@@ -17,6 +17,9 @@ from purestate.run._stale import continues, rival, told
 
 __all__ = ["why"]
 
+_NEWEST = 100
+"""How many answers of a reader are looked at for the nearest: there may be thousands, and the newest are the likeliest."""
+
 
 def why(question: Question, chain: Chain, state: State | None = None, selection: Mapping[str, Any] | None = None) -> str:
     """Return why nothing that is recorded answers a question: a sentence without a full stop.
@@ -51,7 +54,7 @@ def _train(question: Question, chain: Chain, state: State | None, selection: Map
 
 
 def _reader(op: str, question: Question, chain: Chain) -> str:
-    recorded = [record for record in chain.readers.values() if record.kind == op]
+    recorded = [record for record in chain.readers.values() if record.kind == op][-_NEWEST:]
     if not recorded:
         return f"no {op} is recorded"
     nearest = min(recorded, key=lambda record: len(changes(_asked(record), question)))  # the first of those that are as near

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from purestate.core._digest import short
 from purestate.run._answers import Asked, counted, op_name
 from purestate.run._chain import Chain, RecordLike, Trajectory, as_recorded
+from purestate.run._explain import why
 from purestate.run._ledger import Ledger
 from purestate.run._lineage import begun_from
-from purestate.run._question import said
+from purestate.run._question import Question, said
 from purestate.view import html_table
 from purestate.view._report import Report, fragment
 
@@ -88,7 +89,10 @@ def explain(ledger: Ledger) -> Explanation:
     by_record = {asked.record: asked for asked in ledger.asked.values() if asked.record is not None}
     elsewhere = _users_elsewhere(ledger)
     ops = [_of_train(chain, op, train, by_record, elsewhere) for op, train in enumerate(chain.binding())]
-    ops += [_of_reader(chain, record, by_record) for record in chain.readers.values()]
+    before = Chain()
+    for record in sorted(chain.readers.values(), key=lambda record: record.seq):
+        before.update(ledger.log.records[before.seen : record.seq])
+        ops.append(_of_reader(chain, record, by_record.get(record.seq), before))
     unanswered = tuple(asked for asked in ledger.asked.values() if asked.record is None)
     return Explanation(ledger.id, tuple(sorted(ops, key=lambda op: op.record)), unanswered)
 
@@ -116,14 +120,16 @@ def _of_train(
         )
 
 
-def _of_reader(chain: Chain, record: RecordLike, by_record: Mapping[int, Asked]) -> OpExplained:
+def _of_reader(chain: Chain, record: RecordLike, asked: Asked | None, before: Chain) -> OpExplained:
     with as_recorded(record):
         question, state = record.body["question"], record.body["input"]
+        if asked is not None and asked.outcome == "computed":
+            asked = replace(asked, because=why(Question(question["op"], question["parts"], question["about"]), before))
         origin = next((_where(train, op, state) for op, train in enumerate(chain.binding()) if _gave(train, state)), None)
         return OpExplained(
             op=record.kind,
             record=record.seq,
-            asked=by_record.get(record.seq),
+            asked=asked,
             input=origin or _input({}, question),
             data=_data(question["parts"]),
             code=_code(question["parts"]),

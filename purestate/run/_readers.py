@@ -92,9 +92,8 @@ class Reader:
             }
             from purestate.run._code import of_reader
 
-            because = why(self.question, chain)
             record = ledger.append(self.name, body | of_reader(ledger, question))
-            ledger.note(Asked(self.name, "computed", because, record.seq), self.question.digest)
+            ledger.note(Asked(self.name, "computed", record=record.seq), self.question.digest)  # `explain` says why
         return self.unpack(answer, tensors), False, None
 
     def _recorded(self, ledger: Ledger, record: RecordLike) -> Any:
