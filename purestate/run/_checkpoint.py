@@ -170,6 +170,8 @@ class Checkpoint(Logged):
             TreeMismatchError: What ``step`` returned does not go on from what it was given; names the leaf.
             ReplayError: An epoch that had to be computed again, as after a kill, is not what was recorded.
             StoreLockedError: Another process is writing this checkpoint.
+            OfflineError: It is not recorded, and ``PURESTATE_MODE`` is ``offline``.
+            AuditError: ``PURESTATE_MODE`` is ``audit``, and computing it again gave something else, or it was never recorded.
 
         Effects:
             Records in the log, an epoch each and one for the answer; items in the store; resume points while it computes;

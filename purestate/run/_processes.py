@@ -17,6 +17,7 @@ from typing import Any
 from purestate.errors import ScriptError
 from purestate.run._ledger import Ledger
 from purestate.run._maintain import items_of
+from purestate.run._mode import VARIABLE
 from purestate.run._script import Target, command
 from purestate.store._disk import DiskBackend
 
@@ -199,7 +200,7 @@ class Runs:
         return Path(shutil.copytree(stores, self._folder / str(self._count) / "stores"))
 
     def _wait(self, command: list[str], printed: Path) -> int:
-        environment = {**os.environ, "PYTHONHASHSEED": str(self._count)}
+        environment = {**os.environ, "PYTHONHASHSEED": str(self._count), VARIABLE: "record"}
         with printed.open("wb") as output:  # no pipe: a worker that outlives the script would keep it open
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True

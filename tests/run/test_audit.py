@@ -306,6 +306,34 @@ def test_the_answer_of_a_stream_is_audited_before_its_first_epoch(memory, monkey
     assert seen == []
 
 
+def halved(y_pred: torch.Tensor, y_true: torch.Tensor) -> torch.Tensor:
+    return (y_pred.sum() * 0.5).detach()
+
+
+def half(y_pred: torch.Tensor, y_true: torch.Tensor) -> torch.Tensor:
+    return y_pred.detach().sum() / 2
+
+
+def twice(y_pred: torch.Tensor, y_true: torch.Tensor) -> torch.Tensor:
+    return y_pred.detach().sum() * 2
+
+
+@pytest.mark.parametrize(("function", "equal"), [(half, True), (twice, False)])
+def test_what_was_accepted_is_held_against_the_record_too(function, equal, memory, monkeypatch):
+    ck = checkpoint(memory)
+    Ask().of(ck, epochs=1, metrics=[ps.metric("m")(halved)])
+    ck.accept(0)
+    Ask().of(ck, epochs=1, metrics=[ps.metric("m")(function)])
+    assert ck.last.cached
+    monkeypatch.setenv("PURESTATE_MODE", "audit")
+    if equal:
+        Ask().of(ck, epochs=1, metrics=[ps.metric("m")(function)])
+        assert ck.last.audit == "equal"
+    else:
+        with pytest.raises(AuditError, match=r"(train|val)_m was recorded as"):
+            Ask().of(ck, epochs=1, metrics=[ps.metric("m")(function)])
+
+
 # -------------------------------------------------------------------- what was never recorded
 
 
