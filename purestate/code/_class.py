@@ -40,15 +40,28 @@ def made_of_user_code(cls: type[Any]) -> bool:
 def written_over(owner: type[Any] | types.ModuleType) -> Iterator[tuple[str, Any]]:
     """Yield ``(name, function)`` for each function of the user in an installed class or module: ``nn.ReLU.forward = mine``."""
     name = f"{owner.__module__}.{owner.__qualname__}" if isinstance(owner, type) else owner.__name__
-    for key, value in vars(owner).items():
-        fn = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
-        if isinstance(fn, FunctionType) and _is_users(fn.__code__.co_filename):
+    for key, value in vars(owner).items():  # thousands, for each question
+        kind = type(value)
+        if kind is FunctionType:
+            filename = value.__code__.co_filename
+        elif kind is classmethod or kind is staticmethod:
+            filename = getattr(getattr(value.__func__, "__code__", None), "co_filename", "")
+        else:
+            continue
+        if filename not in _not_users and _is_users(filename):
             yield f"{name}.{key}", value
 
 
 def _is_users(filename: str) -> bool:
     # installed packages make functions as well, from texts that are called <string> and the like
-    return (filename[:1] != "<" or filename.startswith(("<ipython", "<stdin"))) and package_of_file(filename) is None
+    made = not filename or (filename[0] == "<" and not filename.startswith(("<ipython", "<stdin")))
+    if made or package_of_file(filename) is not None:
+        _not_users.add(filename)
+        return False
+    return True
+
+
+_not_users: set[str] = set()
 
 
 def class_attributes(cls: type[Any]) -> Iterator[tuple[str, Any]]:

@@ -24,8 +24,6 @@ _USUAL: dict[str, tuple[Callable[[], Any], Any]] = {
     "default_device": (lambda: str(torch.get_default_device()), "cpu"),
     "flush_denormal": (lambda: _TINY * 1.0 == 0.0, False),
     "matmul_precision": (lambda: _matmul_precision(), "highest"),
-    "cudnn_conv_precision": (lambda: _backends.cudnn.conv.fp32_precision, "tf32"),
-    "cudnn_rnn_precision": (lambda: _backends.cudnn.rnn.fp32_precision, "tf32"),
     "mkldnn": (lambda: _backends.mkldnn.enabled, True),
     "attention_fastpath": (_backends.mha.get_fastpath_enabled, True),
     "flash_attention": (_backends.cuda.flash_sdp_enabled, True),
@@ -33,6 +31,10 @@ _USUAL: dict[str, tuple[Callable[[], Any], Any]] = {
     "math_attention": (_backends.cuda.math_sdp_enabled, True),
 }
 """How each is read, and what it is in a process in which nobody set it."""
+_OF_CUDA: dict[str, tuple[Callable[[], Any], Any]] = {
+    "cudnn_conv_precision": (lambda: _backends.cudnn.conv.fp32_precision, "tf32"),
+    "cudnn_rnn_precision": (lambda: _backends.cudnn.rnn.fp32_precision, "tf32"),
+}
 _HOOKS = (
     "_global_forward_pre_hooks",
     "_global_forward_hooks",
@@ -52,7 +54,8 @@ def switches(device: torch.device) -> dict[str, Json]:
         ...     switches(torch.device("cpu"))
         {'autocast': 'torch.bfloat16'}
     """
-    found = {name: value for name, (read, usual) in _USUAL.items() if (value := read()) != usual}
+    known = {**_USUAL, **_OF_CUDA} if device.type == "cuda" else _USUAL
+    found = {name: value for name, (read, usual) in known.items() if (value := read()) != usual}
     if torch.is_autocast_enabled(device.type):
         found["autocast"] = str(torch.get_autocast_dtype(device.type))
     for name in _HOOKS:
