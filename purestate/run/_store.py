@@ -255,7 +255,7 @@ class _Store:
         store meanwhile does not disturb it: the records are copied as they were at the beginning.
 
         Args:
-            to: A store, or the folder of one.
+            to: A store, or the folder of one. A folder is written as this store is: see ``provenance`` of `Store`.
             ids: Which checkpoints; all of them if left out.
 
         Raises:
@@ -274,7 +274,7 @@ class _Store:
         from purestate.run._maintain import named
         from purestate.store._copy import copy
 
-        target = to._backend if isinstance(to, _Store) else DiskBackend(to)
+        target = to._backend if isinstance(to, _Store) else DiskBackend(to, anonymous=self._backend.anonymous or None)
         return copy(self._backend, target, self._backend.ids() if ids is None else list(ids), named)
 
     def rename(self, old: str, new: str) -> None:

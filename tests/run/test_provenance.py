@@ -109,6 +109,8 @@ def test_a_store_stays_as_it_was_created(somebody, tmp_path):
     again = ps.Store(tmp_path / "a")
     again.open("a").reset()
     assert NAMES[0].encode() not in everything(tmp_path / "a")
+    again.copy(tmp_path / "c")
+    assert NAMES[0].encode() not in everything(tmp_path / "c")
     assert again.checkpoints()[0].id == "a"
     ps.Store(tmp_path / "a", provenance="full").open("a", echo=None).reset("evaluate")
     checkpoint(ps.Store(tmp_path / "a", provenance="full"), "b").evaluate(ask.state(), loader())
