@@ -17,8 +17,8 @@ import purestate as ps
 # A name that is added or removed changes this list, the README and CHANGELOG.md.
 NAMES = """
     Checkpoint CheckpointInfo Curve EpochView Key LeafDiff MemoryStore Metric NullStore PureStateError StaleRecordError State
-    Store Summary audit averaged bisect compare diff flatten freeze from_flax from_jax from_orbax init jax_step make_loss make_step
-    metric metric_accuracy metric_binaccuracy nest optax plot_metrics set_lr setup state_hash to_flax to_jax to_module
+    Store Summary audit averaged bisect compare diff flatten freeze from_flax from_jax from_orbax init jax_step make_loss
+    make_step metric metric_accuracy metric_binaccuracy nest optax plot_metrics set_lr setup state_hash to_flax to_jax to_module
     tree_hash unfreeze verify_resume
 """.split()
 # The functions of the module `ps.keep`.

@@ -43,9 +43,9 @@ def bisect(
 ) -> Bisection:
     """Find the first step, and the first leaf, at which two runs part that should agree.
 
-    Hashes that are recorded tell the train and the epoch. The epoch is computed again in both runs side by side, each in a process
-    of its own, from the last state before it that either has kept, until their states differ. The two states are compared then,
-    and the step is taken once more in both, operator by operator.
+    Hashes that are recorded tell the train and the epoch. The epoch is computed again in both runs side by side, each in a
+    process of its own, from the last state before it that either has kept, until their states differ. The two states are
+    compared then, and the step is taken once more in both, operator by operator.
 
     Args:
         a: ``STORE[:CHECKPOINT[@OP]]``: a checkpoint, or a train up to which is looked.
@@ -58,7 +58,8 @@ def bisect(
         timeout: Seconds that one step, or the way to the first, may take; None for as long as it takes.
 
     Returns:
-        The report: ``report.ok`` if they are equal; ``report.parting`` with ``op``, ``epoch``, ``step``, ``leaves``; its text says all.
+        The report: ``report.ok`` if they are equal; ``report.parting`` with ``op``, ``epoch``, ``step``, ``leaves``. Its text
+        says all of it.
 
     Raises:
         UsageError: There is no such run, or ``script_b`` is given without ``script``.

@@ -17,6 +17,7 @@ from purestate.report._report import Report
 from purestate.run._chain import RecordLike, Trajectory, as_recorded
 from purestate.run._envelope import contrast, elsewhere, envelope_of
 from purestate.run._question import causes, said
+from purestate.run._trace import EpochTrace, trace_of
 
 __all__ = ["Difference", "LogComparison", "RecordPair", "Verdict", "compare_logs", "part_of"]
 
@@ -29,6 +30,8 @@ _SAYS: Mapping[Verdict, str] = {
     "unknown": "unknown",
 }
 _DATA = ("train_data", "val_data", "data")
+_LEAVES = 4
+"""How many leaves are named of two states that differ."""
 _HASH_AND_END = len(b',"hash":"b3:"}}') + 64
 """How many bytes the line of an epoch ends with behind its seconds, unless it says that it was resumed."""
 
@@ -286,12 +289,24 @@ def _epochs(x: RecordLike, y: RecordLike) -> Iterator[Difference]:
         ours, theirs = x.body, y.body
         if ours["hash"] != theirs["hash"]:
             yield Difference("result", "state", short(ours["hash"]), short(theirs["hash"]))
+            yield from _traced(trace_of(x), trace_of(y))
         for name in {**ours["metrics"], **theirs["metrics"]}:
             values = ours["metrics"].get(name), theirs["metrics"].get(name)
             if values[0] != values[1]:
                 yield Difference("result", name, *values)
         if ours.get("lr") != theirs.get("lr"):
             yield Difference("result", "learning rates", ours.get("lr"), theirs.get("lr"))
+
+
+def _traced(ours: EpochTrace | None, theirs: EpochTrace | None) -> Iterator[Difference]:
+    """Yield what traces tell of two states that differ: whether the batches did, and the first leaves."""
+    if ours is None or theirs is None:
+        return
+    if None not in (ours.data, theirs.data) and ours.data != theirs.data:
+        yield Difference("result", "batches, or their order", short(str(ours.data)), short(str(theirs.data)))
+    hashes = ours.leaves, theirs.leaves
+    for name in [name for name in {**hashes[0], **hashes[1]} if hashes[0].get(name) != hashes[1].get(name)][:_LEAVES]:
+        yield Difference("result", name, *(short(leaves[name]) if name in leaves else None for leaves in hashes))
 
 
 def _answers(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory) -> None:

@@ -302,4 +302,6 @@ def _part(found: Found, taken: Sequence[Mapping[str, Any] | None]) -> str:
         if found.gradients:
             return "gradients"
     parts = {name.partition("[")[0] for name in found.names}
+    if found.batch is None and "epoch_scheduler" in (*parts, *found.plain):
+        return "epoch_scheduler"
     return next((part for part in _ORDER if part in parts), next((part for part in _ORDER if part in found.plain), "state"))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import purestate as ps
 from tests.helpers import batch
 
-__all__ = ["PLANT", "main"]
+__all__ = ["PLANT", "main", "several"]
 
 PLANT = "PURESTATE_TEST_PLANT"
 """``<what>:<step, from 1>``."""
@@ -85,6 +85,13 @@ class Data(Dataset[Any]):
         return "the samples"
 
 
+class Decay(torch.optim.lr_scheduler.ExponentialLR):
+    """A rate that decays each epoch, and more where that is planted."""
+
+    def get_lr(self) -> Any:
+        return [rate * 0.5 if planted("scheduler", self.last_epoch) else rate for rate in super().get_lr()]
+
+
 def net() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), Norm(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
 
@@ -93,9 +100,24 @@ def main(
     store: str, epochs: int = 20, batches: int = 100, *, lr: float = 1e-2, own_data: bool = False, **options: Any
 ) -> ps.State:
     """Train at the checkpoint ``run`` of a store: 2,000 steps, of which every second epoch is kept."""
-    state = ps.init(net, seed=0)
-    state = ps.setup(state, loss_cls=Loss, optimizer_cls=Adam, optimizer_args=dict(lr=lr))
+    state = ps.setup(ps.init(net, seed=0), loss_cls=Loss, optimizer_cls=Adam, optimizer_args=dict(lr=lr))
+    state = ps.setup(state, epoch_scheduler_cls=Decay, epoch_scheduler_args=dict(gamma=0.99))
     data = Data(2 * batches) if own_data else TensorDataset(*batch(2 * batches))
     ck = ps.Store(store).checkpoint("run", echo=None, notify=None)
     options = {"keep": ps.keep.every(2), "guard": "off", "progress": False, **options}
     return ck.train(state, DataLoader(data, batch_size=2, shuffle=True), epochs=epochs, **options)
+
+
+def several(store: str) -> None:
+    """Two trains at ``first`` and one at ``fork``, of thirty steps each, with all that a state may have."""
+    schedulers = torch.optim.lr_scheduler
+    state = ps.setup(ps.init(net, seed=0), loss_cls=Loss, optimizer_cls=Adam, optimizer_args=dict(lr=1e-2))
+    state = ps.setup(state, step_scheduler_cls=schedulers.ExponentialLR, step_scheduler_args=dict(gamma=0.99))
+    state = ps.setup(state, epoch_scheduler_cls=schedulers.ReduceLROnPlateau, epoch_scheduler_args=dict(patience=0))
+    data = DataLoader(TensorDataset(*batch(20)), batch_size=2, shuffle=True), [batch(8, seed=1)]
+    options: dict[str, Any] = dict(epochs=3, progress=False)
+    ck, fork = (ps.Store(store).checkpoint(id, echo=None, notify=None) for id in ("first", "fork"))
+    state = ck.train(state, *data, warmup=1, load_best=True, **options)
+    ck.evaluate(state, data[1])
+    state = ck.train(ps.set_lr(state, 3e-3), *data, warmup=2, **options)
+    fork.train(ps.setup(state, ema_decay=0.9), *data, **options)

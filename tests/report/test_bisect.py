@@ -17,7 +17,9 @@ import purestate as ps
 from purestate.cli._group import cli
 from purestate.errors import CorruptLogError, ScriptError, UsageError
 from purestate.report._bisect import bisect
+from purestate.report._compared import compare_logs
 from purestate.report._name import RunName
+from purestate.report._opened import open_run
 from purestate.report._parting import Bisection
 from purestate.run._bisect import _operator
 from tests.fast import one_thread
@@ -45,6 +47,14 @@ class Lab:
                 patched.setenv(PLANT, plant)
             bisected.main(str(self.folder / name), **options)
         return RunName(self.folder / name, "run")
+
+    def several(self, name: str, plant: str) -> Path:
+        """Run `bisected.several` likewise."""
+        with pytest.MonkeyPatch.context() as patched:
+            if plant:
+                patched.setenv(PLANT, plant)
+            bisected.several(str(self.folder / name))
+        return self.folder / name
 
     def script(self, plant: str = "", text: str = "", **options: Any) -> str:
         """Write the script that makes such a run, in a store of whatever name."""
@@ -177,6 +187,8 @@ def test_two_epoch_traces_name_the_leaves(tmp_path):
     parting = bisect(a, b).parting
     assert (parting.epoch, parting.batch, parting.same_batch) == (2, None, True)
     assert [leaf.path for leaf in parting.leaves] == [LEAVES["optimizer"]]
+    first = compare_logs(open_run(a), open_run(b)).first  # `diff` names them, too
+    assert [one.what for one in first.differences] == ["state", LEAVES["optimizer"]]
     assert not bisect(a, lab.record("c", "data:3", trace="step", **SMALL)).parting.same_batch
     untraced = bisect(a, lab.record("d", "optimizer:8", **SMALL)).parting
     assert (untraced.epoch, untraced.leaves, untraced.same_batch) == (2, (), None)
@@ -219,6 +231,32 @@ def test_a_run_that_is_being_written_is_read_as_far_as_it_is(small):
 
 
 # -------------------------------------------------------------------- what is not as it was
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("checkpoint", "plant", "place"),
+    [("first", "params:14", (0, 2, 4, 14)), ("first", "params:55", (1, 3, 5, 25)), ("fork", "params:77", (0, 2, 7, 17))],
+)
+def test_behind_warm_up_schedulers_the_best_epoch_and_a_fork(tmp_path, checkpoint, plant, place):
+    lab = Lab(tmp_path)
+    runs = [RunName(lab.several(name, planted), checkpoint) for name, planted in (("a", ""), ("b", plant))]
+    text = "from tests.report.bisected import several\nseveral('ckpts')"
+    parting = bisect(*runs, lab.script(text=text), lab.script(plant, text=text)).parting
+    assert (parting.op, parting.epoch, parting.batch, parting.step) == place
+    assert [leaf.path for leaf in parting.leaves if not leaf.path.startswith("ema")] == [LEAVES["params"]]
+    assert {leaf.ulps for leaf in parting.leaves} == {1}
+    assert parting.operator is not None
+
+
+def test_where_only_the_end_of_an_epoch_differs_that_is_said(small):
+    lab, a = small
+    b = lab.record("end", "scheduler:2", **SMALL)
+    found = bisect(a, b, lab.script(**SMALL), lab.script("scheduler:2", **SMALL))
+    assert (found.failed, found.strayed) == (None, ())
+    assert (found.parting.epoch, found.parting.batch, found.parting.part) == (2, None, "epoch_scheduler")
+    assert "optimizer.param_groups[0]['lr']" in [leaf.path for leaf in found.parting.leaves]
+    assert "what comes at its end does not" in str(found)
 
 
 def test_a_run_that_does_not_come_again_is_a_finding_of_its_own(small):
