@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from purestate.report._code import CodeDifference, code_differences
 from purestate.report._compared import LogComparison, compare_logs
 from purestate.report._name import RunName
 from purestate.report._opened import Run, open_run
+from purestate.report._provenance import by, provenance_of
 from purestate.report._report import Report, fragment
 from purestate.report._states import StateComparison, compare_states
 from purestate.store._disk import DiskBackend
@@ -29,6 +32,7 @@ class RunComparison(Report):
         log: Their logs; None for two ops of one checkpoint.
         state: The answers of the trains that are named, or of the last that are finished; None where one has no answer.
         code: The code that differs in the first train whose code does, as far as its text is kept.
+        recorded: Who recorded the last train of each that counts, when and from what: shown, and no part of the comparison.
     """
 
     a: str
@@ -36,6 +40,7 @@ class RunComparison(Report):
     log: LogComparison | None
     state: StateComparison | None
     code: tuple[CodeDifference, ...] = ()
+    recorded: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -46,14 +51,18 @@ class RunComparison(Report):
     def __str__(self) -> str:
         states = "states: there is no answer to compare" if self.state is None else str(self.state)
         logs = [] if self.log is None else [str(self.log)]
-        return "\n".join([f"a: {self.a}", f"b: {self.b}", *logs, *map(str, self.code), states])
+        return "\n".join([*self._sides(), *logs, *map(str, self.code), states])
 
     def to_html(self) -> str:
         """Return what differs as tables: a fragment for a page."""
         states = fragment("states: there is no answer to compare") if self.state is None else self.state.to_html()
         logs = [] if self.log is None else [self.log.to_html()]
         code = [f"<pre>{html.escape(str(one))}</pre>" for one in self.code]
-        return "\n".join([fragment(f"a: {self.a}", f"b: {self.b}"), *logs, *code, states])
+        return "\n".join([fragment(*self._sides()), *logs, *code, states])
+
+    def _sides(self) -> Iterator[str]:
+        for side, name, recorded in zip("ab", (self.a, self.b), self.recorded or ({}, {}), strict=True):
+            yield ", ".join([f"{side}: {name}", *by(recorded)])
 
 
 def compare(a: RunName, b: RunName) -> RunComparison:
@@ -88,7 +97,12 @@ def compare_runs(a: Run, b: Run) -> RunComparison:
     if one:
         b = replace(b, log=a.log)  # it may be growing: what was read once is one run
     log = None if one and a.name.op != b.name.op else compare_logs(a, b)
-    return RunComparison(str(a.name), str(b.name), log, _states(a, b), _code(a, b, log))
+    return RunComparison(str(a.name), str(b.name), log, _states(a, b), _code(a, b, log), (_recorded(a), _recorded(b)))
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    trains = run.chain.binding()[: None if run.name.op is None else run.name.op + 1]
+    return provenance_of([trains[-1].start, *trains[-1].done][-1]) if trains else {}
 
 
 def _code(a: Run, b: Run, log: LogComparison | None) -> tuple[CodeDifference, ...]:

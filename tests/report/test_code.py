@@ -119,4 +119,9 @@ def test_who_recorded_it_is_shown_and_makes_no_difference(runs, golden):
     assert [entry.kind for entry in entries if entry.provenance] == ["checkpoint", "train", "done", "evaluate"]
     assert f"{train.provenance['time']} {train.provenance['user']}@{train.provenance['host']}" in str(history(runs[0]))
     assert show(golden).trains[0].provenance == {}
-    assert compare(runs[0], runs[2]).log.envelope == ()
+    found = compare(runs[0], runs[2])
+    assert (found.ok, found.log.envelope) == (True, ())
+    times = [show(run).trains[0].answers[0].provenance["time"] for run in (runs[0], runs[2])]
+    assert [line.split(", ")[1] for line in str(found).splitlines()[:2]] == times
+    assert [one["time"] for one in found.recorded] == times
+    assert str(compare(golden, golden)).splitlines()[0] == f"a: {golden}"
