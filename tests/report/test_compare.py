@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 
 import purestate as ps
 from purestate.errors import CorruptLogError, UsageError
-from purestate.report._act import export, remove
+from purestate.report._act import remove
 from purestate.report._care import check, clean, collect
 from purestate.report._code import show_code
 from purestate.report._detail import show
@@ -163,7 +163,6 @@ def reports(folder: Path) -> dict[str, Report]:
         "repair": clean(other),
         "gc": collect(RunName(folder), dry_run=True, voided=False),
         "rm": remove(RunName(Path(shutil.copytree(GOLDEN, folder.parent / "removed")), "adam"), lambda question: None),
-        "export": export(golden, folder.parent / "out"),
     }
 
 

@@ -92,16 +92,27 @@ def test_the_frozen_store_is_clean():
     assert (found.findings, found.records, found.items) == ([], 11, 3)
 
 
-def test_leaves_of_every_dtype_and_name(tmp_path):
+LARGE = {"w": torch.arange(400_000.0), "v": torch.ones(3)}
+EMPTY = {"e": torch.zeros(0)}
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A store of items alone, and the leaves of one of them: of every dtype, small and large, under every kind of name."""
     generator = torch.Generator().manual_seed(0)
     leaves = {f"{name}/{size}.x": leaf(name, size, generator) for name in DTYPES for size in (5, 2000)}
     leaves |= {"": torch.ones(2, 3, 4), "..": torch.tensor(3.5), "gr\u00fc\u00df": torch.zeros(3, 7), "none": torch.zeros(0, 3)}
-    backend = DiskBackend(tmp_path / "store")
-    backend.put({digest_of(leaves): leaves, digest_of({"e": torch.zeros(0)}): {"e": torch.zeros(0)}})
+    backend = DiskBackend(tmp_path_factory.mktemp("items") / "store")
+    backend.put({digest_of(tree): tree for tree in (leaves, LARGE, EMPTY)})
     backend.close()
-    found = checker.check(os.fspath(tmp_path / "store"))
-    assert (found.findings, found.items) == ([], 2)
-    assert found.bytes == sum(tensor.nbytes for tensor in leaves.values())
+    return backend.path, leaves
+
+
+def test_leaves_of_every_dtype_and_name(items):
+    path, leaves = items
+    found = checker.check(os.fspath(path))
+    assert (found.findings, found.items) == ([], 3)
+    assert found.bytes == sum(tensor.nbytes for tree in (leaves, LARGE) for tensor in tree.values())
     assert {dtype_name(tensor.dtype) for tensor in leaves.values()} == set(DTYPES)
 
 
@@ -189,17 +200,14 @@ def test_every_byte_that_changed_is_found_and_its_file_is_named(store):
     assert told(store) == []
 
 
-def test_a_byte_of_a_leaf_in_a_file_that_is_too_large_to_be_noted(tmp_path):
-    leaves = {"w": torch.arange(400_000.0), "v": torch.ones(3)}
-    backend = DiskBackend(tmp_path / "store")
-    backend.put({digest_of(leaves): leaves})
-    backend.close()
-    large = max(files_of(tmp_path / "store"), key=lambda path: path.stat().st_size)
+def test_a_byte_of_a_leaf_in_a_file_that_is_too_large_to_be_noted(items, tmp_path):
+    path = Path(shutil.copytree(items[0], tmp_path / "store"))
+    large = max(files_of(path), key=lambda file: file.stat().st_size)
     with large.open("r+b") as file:
         file.seek(800_000)
         file.write(b"\xff")
-    [(kind, text)] = told(tmp_path / "store")
-    assert (kind, f"{large.relative_to(tmp_path / 'store')}, leaf 'w'" in text) == ("damaged", True)
+    [(kind, text)] = told(path)
+    assert (kind, f"{large.relative_to(path)}, leaf 'w'" in text) == ("damaged", True)
 
 
 def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
