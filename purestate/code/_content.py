@@ -23,15 +23,17 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from blake3 import blake3
+from torch._library.custom_ops import OPDEFS, CustomOpDef
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
+from purestate.code._package import package_of_file
 from purestate.code._plain import plain
 from purestate.core._hash import canonical_json, dtype_name, leaf_hash
 from purestate.core._tree import array_order, layout_text
@@ -181,7 +183,7 @@ def _instance(walker: Walker, obj: Any) -> Json:
     """Describe an object of a Python class: its class, its attributes, and what a builtin base of it holds."""
     cls = type(obj)
     if cls.__module__.startswith("torch._ops"):
-        return {"operator": str(obj)}
+        return _operator(walker, obj)
     if cls.__module__.startswith("PIL.") and hasattr(obj, "tobytes"):
         return {"image": [obj.mode, list(obj.size), blake3(obj.tobytes()).hexdigest()[:32]]}
     if cls.__module__.startswith("jaxlib.") and (described := _of_jax(walker, obj)) is not None:
@@ -208,6 +210,23 @@ def _of_jax(walker: Walker, obj: Any) -> Json:
     data = np.asarray(obj)
     text = f"{data.dtype.name}{list(data.shape)}{' weak' if obj.weak_type else ''}"
     return {"array": f"{text} b3:{blake3(data.tobytes()).hexdigest()[:32]}"}
+
+
+def _operator(walker: Walker, operator: Any) -> Json:
+    """Describe an operator of torch by its name; one that the user made, by its functions and compiled libraries as well."""
+    name = str(getattr(operator, "_qualified_op_name", ""))
+    definition = OPDEFS.get(name)
+    if definition is not None and package_of_file(definition._init_fn.__code__.co_filename) is None:
+        return {"operator": str(operator), "definition": walker.inner("definition", definition)}
+    own = name.startswith(("aten::", "prims::"))
+    users = [] if own else [file for file in sorted(torch.ops.loaded_libraries) if package_of_file(file) is None]
+    digests = [blake3(Path(file).read_bytes()).hexdigest() for file in users]
+    return {"operator": str(operator), **({"libraries": digests} if digests else {})}
+
+
+def _custom_operator(walker: Walker, definition: CustomOpDef) -> Json:
+    parts = ("_schema", "_init_fn", "_backend_fns", "_abstract_fn", "_setup_context_fn", "_backward_fn", "_vmap_fn")
+    return {"custom operator": {name: walker.inner(name, getattr(definition, name, None)) for name in parts}}
 
 
 def _attributes(walker: Walker, obj: Any) -> Json:
@@ -286,6 +305,7 @@ _KINDS: tuple[tuple[Any, Callable[[Walker, Any], Json]], ...] = (
     (memoryview, _as("memory", lambda value: [value.format, list(value.shape or ()), value.tobytes()])),
     (datetime.date | datetime.time | datetime.timedelta | datetime.timezone, _reduced),
     ((decimal.Decimal, *_GETTERS), _reduced),
+    (CustomOpDef, _custom_operator),
     (uuid.UUID, _as("uuid", lambda value: value.int)),
     (torch.finfo | torch.iinfo, _as("info", str)),
 )

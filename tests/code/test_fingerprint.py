@@ -255,3 +255,20 @@ def test_an_optimizer_of_ones_own_is_the_same_before_and_after_one_is_built():
     before = describe(Again)
     Again([nn.Parameter(torch.ones(1))], lr=0.1)  # torch wraps the class's step now
     assert describe(Again) == before
+
+
+def test_methods_of_a_dataclass_in_a_notebook_count():
+    source = "import dataclasses\n@dataclasses.dataclass\nclass target:\n    k: int = 1\n    def f(self): return {}\n"
+    one, same, other = (run(source.format(k), f"<ipython-input-{i}>", known=True) for i, k in enumerate((1, 1, 2)))
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+
+
+def test_a_function_of_more_names_than_an_instruction_can_number():
+    def made(k):
+        names = "".join(f"N{i} = {i}\n" for i in range(300))
+        reads = "".join(f"    x += N{i}\n" for i in range(300))
+        tail = "    from math import pi\n    import json.decoder as late\n    return x + held.K + pi\n"
+        return run(f"import types\nheld = types.SimpleNamespace(K={k})\n{names}def target(x):\n{reads}{tail}")
+
+    assert fingerprint(made(1)) == fingerprint(made(1)) != fingerprint(made(2))
+    assert fingerprint(made(1)).packages.keys() == {"python"}

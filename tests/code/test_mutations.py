@@ -108,6 +108,33 @@ with torch.no_grad():
     target.bias.zero_()
 parametrize.register_parametrization(target, "weight", Shift())
 """
+FIELDS = """
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+@dataclass
+class target:
+    k: float = field(default=1.0, metadata={'a': 1})
+    p: int = 1
+    act = math.sin
+"""
+OPERATOR = """
+import torch
+@torch.library.custom_op("planted::op", mutates_args=())
+def op(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+def target(x):
+    return op(x)
+"""
+OUTSIDE = """
+import sys
+settings = sys.modules[__name__]
+K = 1
+settings.K = 1
+def target(x):
+    module = settings
+    return module.K * x
+"""
 LAMBDAS = "target = [lambda x: x + 1, lambda x: x + 2][0]\n"
 
 
@@ -206,6 +233,13 @@ CHANGES += [
     ("context manager", "import contextlib\n@contextlib.contextmanager\ndef target(): yield 1\n", "yield 1", "yield 2"),
     ("abstract base", "import abc\nclass A(abc.ABC):\n    def f(self): return 1\ntarget = A\n", "return 1", "return 2"),
     ("user class under a parametrization", PARAMETRIZED, "x + 1", "x + 2"),
+    ("metadata of a field", FIELDS, "'a': 1", "'a': 2"),
+    ("a field that is none", FIELDS, "p: int = 1", "p: ClassVar[int] = 1"),
+    ("function in a dataclass without a hint", FIELDS, "act = math.sin", "act = math.cos"),
+    ("method of a builtin class", "class D(dict):\n    k = 1\ntarget = D.fromkeys\n", "k = 1", "k = 2"),
+    ("operator of one's own", OPERATOR, "x * 2", "x * 3"),
+    ("operator of one's own by its name", OPERATOR.replace("return op(x)", "return torch.ops.planted.op(x)"), "x * 2", "x * 3"),
+    ("a module's name set from outside", OUTSIDE, "settings.K = 1", "settings.K = 2"),
 ]
 SAME = [
     ("comment", HELPER, "helper(x) + 1", "helper(x) + 1  # one more"),
