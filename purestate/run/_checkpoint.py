@@ -148,8 +148,8 @@ class Checkpoint(Logged):
                 global variable, a generator of their own. ``'first'``: the first three, the first of other shapes, and some in
                 epochs 2, 4, 8, and so on. ``'always'``: each, which then runs twice and uncaptured. ``'off'``: none.
             trace: What is noted of the epochs that are computed, for `purestate bisect` and `purestate diff`: ``'epoch'``: the
-                hash of every leaf, and one of the batches in their order; ``'step'``: of each step too, which takes about as
-                long as hashing the state. Of epochs that are recorded without, nothing is computed for it.
+                hash of every leaf; ``'step'``: those of the state, its leaves and the batch at each step too, which takes as
+                long as hashing all of that. Of epochs that are recorded without, nothing is computed for it.
             step: Takes the steps in our place: a pure function ``(state, batch) -> (state, metrics)``, such as `make_step` and
                 `jax_step` return. Gradient, optimizer, schedulers and clipping are its business; `state` needs neither a
                 loss nor an optimizer then, but for a `val_dl` a loss. It draws from torch's generators, which are seeded for

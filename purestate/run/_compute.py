@@ -263,7 +263,7 @@ class Computation:
         more: dict[str, Any] = {"keeper": points, "lap": self._lap}
         if points is not None and self._tracer is not None:
             self._tracer.begin(position, self._found.trace)
-            more |= {"keeper": self._tracer.keeper(points), "on_batch": self._tracer.on_batch}
+            more |= self._tracer.hears(points)
         if position is None:
             state = call.state if start == 0 else call.state_at(train, start)
             return stream(call, state, start, **more)

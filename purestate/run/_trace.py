@@ -1,8 +1,8 @@
 """What a train that is traced notes of an epoch, and of each of its steps, beside the hash of its state.
 
-Hashes only, in the record of the epoch: those of every leaf, from which the state's own follows; one over all batches in their
-order; and, step by step, of the batch, of the state, and four bytes of each leaf, which tell leaves apart where states differ.
-Reading them needs no torch. `_tracer` takes them while a train computes.
+Hashes only, in the record of the epoch: those of every leaf, from which the state's own follows. Step by step those of the
+batch, of the state, and four bytes of each leaf, which tell leaves apart where states differ; and one over all batches in
+their order. Reading them needs no torch. `_tracer` takes them while a train computes.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class EpochTrace:
 
     Args:
         leaves: The hash of every leaf, by path.
-        data: The digest of all its batches in their order; None where the first of them were given to somebody else.
+        data: The digest of all its batches in their order; None where only the epoch is traced, or the first of them were given
+            to a run that nobody traced.
         segments: What is noted of its steps.
     """
 
@@ -156,7 +157,8 @@ def trace_of(record: RecordLike) -> EpochTrace | None:
         segments = tuple(map(Segment.of, json.get("steps", ())))
         if any(a.first + a.steps != b.first for a, b in itertools.pairwise(segments)):
             raise ValueError("steps are missing")
-        return EpochTrace(leaves | plain, json["data"], segments)
+        data = json["data"] if segments else None
+        return EpochTrace(leaves | plain, data, segments)
 
 
 def _is_traced(record: RecordLike, level: Level) -> bool:
