@@ -19,7 +19,7 @@ from purestate.core._plain import encode
 from purestate.core._state import State
 from purestate.core._train import Epoch
 from purestate.core._work import combine
-from purestate.errors import AuditError, MissingSnapshotError, NonFiniteLossError, StoreError
+from purestate.errors import AuditError, CorruptLogError, MissingSnapshotError, NonFiniteLossError, StoreError
 from purestate.run._again import recompute
 from purestate.run._audited import Audited, AuditVerdict, Deviation
 from purestate.run._chain import RecordLike, Trajectory, as_recorded
@@ -225,7 +225,7 @@ class _Found:
         best = self._call.choose_of(self._history).best
         if best == epoch.n:
             self._best = None  # or two of them would be in memory beside the one in work
-            self._best = (epoch.n, epoch.state.own())
+            self._best = (epoch.n, epoch.state if epoch.n == 0 else epoch.state.own())  # at first it is the input
 
     def _find_leaves(self, epoch: Epoch) -> None:
         """Name the leaves that differ, once: where the recorded bytes are kept, or the train was traced."""
@@ -235,7 +235,11 @@ class _Found:
             with suppress(MissingSnapshotError):
                 kept = self._ledger.restore(self._kept[epoch.n], self._call.state.recipe, self._call.state.device)
                 self.leaves, self.leaves_epoch = diff(kept, epoch.state), epoch.n
-        elif (trace := trace_of(self._train.epochs[epoch.n])) is not None:
+            return
+        with suppress(CorruptLogError):  # a trace that contradicts the hash which is recorded beside it names nothing
+            trace = trace_of(self._train.epochs[epoch.n])
+            if trace is None:
+                return
             parts, plain = leaves_by_part(epoch.state)
             now = {f"{part}[{name!r}]": digest for part, inside in parts.items() for name, digest in inside.items()} | plain
             differing = [path for path in {**trace.leaves, **now} if trace.leaves.get(path) != now.get(path)]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from purestate.core._hash import short
 from purestate.core._state import State
 from purestate.errors import MetricError, ReplayError, SetupError
-from purestate.run._chain import Trajectory
+from purestate.run._chain import Chain, Trajectory
 from purestate.run._ledger import Ledger
 from purestate.run._policy import Policy
 from purestate.run._snapshot import snapshot
@@ -106,17 +106,24 @@ def prune(ledger: Ledger, policy: Policy, op: int | None) -> dict[int, list[int]
     """Drop what a policy does not want of finished trains. See `purestate.run._checkpoint.Checkpoint.prune`."""
     if not isinstance(policy, Policy):
         raise SetupError(f"prune: expected a policy such as ps.keep.last(3), got {policy!r}.", argument="keep")
+    if not _gone(ledger.refresh(), policy, op):
+        return {}  # a script that is run again drops nothing, and needs no lock for that
     with ledger.writing() as chain:
-        finished = [(number, train) for number, train, _ in chain.finished() if op is None or number == op]
-        gone: dict[int, list[int]] = {}
-        for number, train in finished:
-            answered = train.answered()
-            names = {name.removeprefix("val_") for entry in train.history() for name in entry if name.startswith("val_")}
-            for _, watch in answered:
-                _check_ranks(policy, watch, names, f"prune: train {number}")
-            gone[number] = sorted(train.keeps.keys() - _wanted(train, policy, answered) - train.in_answers())
-        for number, train in finished:
-            _drop(ledger, train, gone[number], policy)
+        gone = _gone(chain, policy, op)
+        for number, epochs in gone.items():
+            _drop(ledger, chain.trains[number], epochs, policy)
+    return gone
+
+
+def _gone(chain: Chain, policy: Policy, op: int | None) -> dict[int, list[int]]:
+    """Return the epochs of finished trains that are kept and that a policy does not want, by train."""
+    gone: dict[int, list[int]] = {}
+    for number, train in [(number, train) for number, train, _ in chain.finished() if op is None or number == op]:
+        answered = train.answered()
+        names = {name.removeprefix("val_") for entry in train.history() for name in entry if name.startswith("val_")}
+        for _, watch in answered:
+            _check_ranks(policy, watch, names, f"prune: train {number}")
+        gone[number] = sorted(train.keeps.keys() - _wanted(train, policy, answered) - train.in_answers())
     return {number: epochs for number, epochs in gone.items() if epochs}
 
 

@@ -56,7 +56,7 @@ def script(store: Any) -> dict[str, Any]:
         return value
 
     s0 = note(
-        ck.train(ck.root(ask.state()), ask.train_dl, ask.val_dl, epochs=6, load_best=True, patience=2, keep=ps.keep.every(2))
+        ck.train(ck.root(ask.state()), ask.train_dl, ask.val_dl, epochs=6, load_best=True, patience=2, keep=ps.keep.every(3))
     )
     s1 = note(ck.train(s0, ask.train_dl, ask.val_dl, epochs=3, metrics=[ps.metric_accuracy], watch="accuracy", load_best=True))
     note(fork.train(ps.setup(s0, optimizer_cls=torch.optim.Adam), ask.train_dl, epochs=1), fork)

@@ -287,6 +287,15 @@ def test_a_traced_train_names_the_leaves_of_the_first_epoch(memory, monkeypatch)
     assert "params['net.0.weight']: b3:" in str(caught.value)
 
 
+def test_a_trace_that_contradicts_its_hash_names_nothing(disk, monkeypatch):
+    Ask().of(checkpoint(disk), epochs=3, trace="epoch", metrics=[])
+    disk.close()
+    rewrite(disk._disk.path / LOG, epoch_hash)
+    monkeypatch.setenv("PURESTATE_MODE", "audit")
+    with pytest.raises(AuditError, match=r"train 0, epoch 3: state was recorded as b3:00000000"):
+        Ask().of(checkpoint(ps.Store(disk._disk.path)), epochs=3, metrics=[])
+
+
 def test_a_loss_that_is_not_finite_any_more_is_a_difference(memory, monkeypatch):
     trained(memory)
     monkeypatch.setenv("PURESTATE_MODE", "audit")

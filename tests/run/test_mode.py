@@ -131,6 +131,13 @@ def test_offline_the_state_of_an_epoch_is_there_or_an_error(recorded, offline):
         _ = epochs[dropped].state
 
 
+def test_offline_there_may_be_nothing_to_drop(recorded, offline):
+    folder, _ = recorded
+    before = files(folder)
+    assert checkpoint(ps.Store(folder)).prune(ps.keep.every(1)) == {}
+    assert files(folder) == before
+
+
 def test_offline_a_collection_may_be_asked_what_it_would_do(recorded, offline):
     folder, _ = recorded
     assert ps.Store(folder).gc(dry_run=True).items == ()
