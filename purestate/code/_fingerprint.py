@@ -59,7 +59,8 @@ def fingerprint(obj: object, *, where: str = "") -> Fingerprint:
 
     Code of the user counts by its syntax (not by comments, white space, docstrings, or where the file lies) and is followed
     through the names it reads; installed packages count by version. Type hints of functions count, since decorators read
-    them. ``1``, ``1.0`` and ``True`` are apart, and so are two orders of a dict. An object with a method ``__purestate_fingerprint__()`` is what that returns.
+    them. ``1``, ``1.0`` and ``True`` are apart, and so are two orders of a dict. An object with a method
+    ``__purestate_fingerprint__()`` is what that returns.
 
     Args:
         obj: A function, lambda, method, partial, class, module, or any object of plain attributes. Not called, not modified.

@@ -90,8 +90,8 @@ def recomputed(piece: bytes) -> str | None:
 
     Example:
         >>> from purestate.code import fingerprint
-        >>> half = fingerprint(lambda x: x / 2).parts
-        >>> [recomputed(encoded(digest)) == digest for digest in half.values()]
+        >>> half = eval("lambda x: x / 2", {"__name__": "mine"})
+        >>> [recomputed(encoded(digest)) == digest for digest in fingerprint(half).parts.values()]
         [True]
     """
     fields = json.loads(piece)
