@@ -27,7 +27,7 @@ REPORTS = "PURESTATE_TESTS_REPORTS"
 
 LIBRARIES = ("jax", "flax", "optax")
 
-_reports: dict[str, list[dict[str, Any]]] | None = None
+_said: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,50 +61,72 @@ class Reporter:
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Report what the second process said of a test."""
-    global _reports
     if item.config.pluginmanager.has_plugin("reporter") or not item.path.is_relative_to(HERE):
         return None
-    if _reports is None:
-        _reports = run(item.session)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for data in _reports[item.nodeid]:
-        item.ihook.pytest_runtest_logreport(
-            report=item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
-        )
+    for report in reports(item):
+        item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
 
-def run(session: pytest.Session) -> dict[str, list[dict[str, Any]]]:
-    """Run the tests of this folder that were chosen; return the reports of each. Of several xdist workers one does."""
-    chosen = [item.nodeid for item in session.items if item.path.is_relative_to(HERE)]
-    folder = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-    folder = folder.parent if hasattr(session.config, "workerinput") else folder
-    path = folder / "interop-reports"
-    with (folder / "interop-lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker that comes second waits, and finds the reports
-        said = "" if path.exists() else run_apart(session, chosen, path)
+def reports(item: pytest.Item) -> list[Any]:
+    """Return what was said of a test: in a process for all of them, or in one of two where xdist has several workers."""
+    chosen = [other for other in item.session.items if other.path.is_relative_to(HERE)]
+    files = sorted({other.path for other in chosen})
+    base = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    parallel = hasattr(item.config, "workerinput")
+    base, halves = (base.parent, [files[::2], files[1::2]]) if parallel else (base, [files])
+    mine = next(half for half in halves if item.path in half)
+    if str(mine[0]) not in _said:
+        # while another worker runs this half there is time for the other one
+        for half, wait in [(mine, False), *((half, False) for half in halves if half is not mine), (mine, True)]:
+            names = [other.nodeid for other in chosen if other.path in half]
+            if half and run(item, names, base / f"interop-{halves.index(half)}", wait) and half is mine:
+                break
+        _said[str(mine[0])] = read(base / f"interop-{halves.index(mine)}")
+    found = _said[str(mine[0])].get(item.nodeid)
+    if not found or found[-1]["when"] != "teardown":
+        said = (base / f"interop-{halves.index(mine)}.out").read_text()[-4000:]
+        why = f"{item.nodeid} was not run to its end in the second process, which said:\n{said}"
+        return [pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")]
+    return [item.config.hook.pytest_report_from_serializable(config=item.config, data=data) for data in found]
+
+
+def run(item: pytest.Item, names: list[str], path: Path, wait: bool) -> bool:
+    """Run tests in a process of their own, which writes its reports to a file, unless some worker did; say whether it is done.
+
+    Args:
+        item: The test that needs it.
+        names: The ids of the tests.
+        path: Of the file.
+        wait: Wait for a worker that is at it.
+    """
+    with path.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        if not path.exists():
+            arguments = path.with_suffix(".chosen")
+            arguments.write_text("\n".join(names))
+            path.touch()
+            command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "slow or not slow", f"@{arguments}"]
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+            environment |= {REPORTS: os.fspath(path), "JAX_PLATFORMS": "cpu"}
+            with path.with_suffix(".out").open("w") as out:
+                subprocess.run(command, cwd=item.config.rootpath, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    return True
+
+
+def read(path: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in path.read_text().splitlines():
         data = json.loads(line)
         if data["outcome"] == "skipped" and isinstance(data["longrepr"], list):
             data["longrepr"] = tuple(data["longrepr"])  # where pytest insists on one
         found[data["nodeid"]].append(data)
-    if missing := [name for name in chosen if name not in found]:
-        pytest.exit(f"{missing[0]} was not run in the second process:\n{said}", returncode=3)
     return found
-
-
-def run_apart(session: pytest.Session, chosen: list[str], path: Path) -> str:
-    """Start the second process, which writes its reports to a file, and return what it printed."""
-    arguments = path.with_name("interop-chosen")
-    arguments.write_text("\n".join(chosen))
-    path.touch()
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "slow or not slow", f"@{arguments}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    environment |= {REPORTS: os.fspath(path), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=session.config.rootpath, env=environment, capture_output=True, text=True)
-    return f"{done.stdout}\n{done.stderr}"
 
 
 @pytest.fixture
