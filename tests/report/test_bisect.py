@@ -93,12 +93,12 @@ ANYWHERE = random.Random(7)
 # a mean that runs forgets an ulp within some steps, so it is planted where the epoch ends: what is gone then parts no epochs
 PLACES = [
     ("params", ANYWHERE.randrange(2, 2000)),
-    ("optimizer", 2000),
     *(
         pytest.param(what, step, marks=pytest.mark.slow)
         for what, step in [
             ("params", 1),
             ("params", 2000),
+            ("optimizer", 2000),
             ("optimizer", 1),
             ("buffers", 700),
             ("buffers", 2000),
@@ -248,6 +248,7 @@ def test_behind_warm_up_schedulers_the_best_epoch_and_a_fork(tmp_path, checkpoin
     assert parting.operator is not None
 
 
+@pytest.mark.slow
 def test_where_only_the_end_of_an_epoch_differs_that_is_said(small):
     lab, a = small
     b = lab.record("end", "scheduler:2", **SMALL)
@@ -271,6 +272,7 @@ def test_a_run_that_does_not_come_again_is_a_finding_of_its_own(small):
     assert f"not reproducible here: epoch 2 of {b} was recorded as" in str(found)
 
 
+@pytest.mark.slow
 def test_kept_states_that_are_gone_are_done_without(small):
     lab, a = small
     b = lab.record("halved", "params:12", **SMALL)
