@@ -21,7 +21,7 @@ from purestate.errors import BatchError, SetupError, TreeMismatchError, Unsuppor
 from purestate.interop._cells import put_back
 from purestate.interop._config import jax_config
 from purestate.interop._jax import from_jax, to_jax
-from purestate.interop._leaves import Layout, as_array
+from purestate.interop._leaves import Layout, as_array, strong
 from purestate.interop._load import load_jax
 
 __all__ = ["JaxStep", "jax_step"]
@@ -82,7 +82,8 @@ class JaxStep:
                     fix="return params, opt_state, {'loss': loss}",
                     argument="fn",
                 )
-            return returned
+            new, kept, metrics = returned
+            return strong(jax, new), strong(jax, kept), metrics
 
         self._step = jax.jit(step)
 
@@ -134,14 +135,15 @@ class JaxStep:
         jax = self._jax
         signature = tuple((name, array.shape, str(array.dtype)) for name, array in params.items())
         if signature not in self._layouts:
-            shapes = () if self._init is None else jax.eval_shape(self._init, dict(params))
+            init = self._init
+            shapes = () if init is None else jax.eval_shape(lambda params: strong(jax, init(params)), dict(params))
             self._layouts[signature] = Layout(jax, shapes, params, _WHO)
         layout, kept = self._layouts[signature], state.optimizer
         if not layout.places or self._init is None:
             return layout, jax.tree.unflatten(layout.structure, [])
         if kept is None or kept.skeleton.get("groups_only"):
             copies = {name: array.copy() for name, array in params.items()}
-            fresh = jax.tree.map(jax.numpy.asarray, self._init(copies))
+            fresh = strong(jax, self._init(copies))
             return layout, jax.tree.unflatten(layout.structure, layout.must_fit(fresh, "what init returned"))
         return layout, layout.of_component(kept.leaves, memory.array)
 

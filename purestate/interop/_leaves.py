@@ -17,7 +17,7 @@ from purestate.core._hash import dtype_name
 from purestate.errors import TreeMismatchError, UnsupportedError
 from purestate.interop._jax import to_jax
 
-__all__ = ["Layout", "Place", "as_array"]
+__all__ = ["Layout", "Place", "as_array", "strong"]
 
 _WIDE = (torch.int64, torch.uint64, torch.float64, torch.complex128)
 
@@ -150,6 +150,19 @@ def as_array(jax: Any, tensor: torch.Tensor, where: str, who: str, *, copy: bool
             fix="Switch them on, jax.config.update('jax_enable_x64', True), or make the tensor float32.",
         )
     return to_jax(tensor, copy=copy)
+
+
+def strong(jax: Any, tree: Any) -> Any:
+    """Return a tree whose arrays have dtypes of their own: JAX lets those made of Python's numbers follow others, no tensor does.
+
+    Else a run that goes on from tensors would compute in other dtypes than one that was never left.
+    """
+
+    def own(leaf: Any) -> Any:
+        array = leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
+        return array if _key_impl(jax, array) is not None else jax.lax.convert_element_type(array, array.dtype)
+
+    return jax.tree.map(own, tree)
 
 
 def _place(jax: Any, path: Sequence[Any], params: Collection[str]) -> Place:

@@ -19,7 +19,7 @@ from purestate.errors import MissingExtraError, SetupError, UnsupportedError
 from purestate.interop._cells import put_back
 from purestate.interop._config import jax_config
 from purestate.interop._jax import from_jax
-from purestate.interop._leaves import Layout, as_array
+from purestate.interop._leaves import Layout, as_array, strong
 from purestate.interop._load import load_jax
 
 __all__ = ["OptaxOptimizer", "optax"]
@@ -93,13 +93,13 @@ class _Optax:
         """Return ``update(gradients, state, parameters) -> (parameters, state)`` on lists of arrays."""
         key = names, structure
         if key not in self._compiled:
-            update, apply, tree = self.transformation.update, self._apply, self.jax.tree_util
+            jax, update, apply, tree = self.jax, self.transformation.update, self._apply, self.jax.tree_util
 
             def step(gradients: list[Any], state: list[Any], params: list[Any]) -> tuple[list[Any], Any]:
                 by_name = dict(zip(names, params, strict=True))
                 updates, new = update(dict(zip(names, gradients, strict=True)), tree.tree_unflatten(structure, state), by_name)
                 moved = apply(by_name, updates)
-                return [moved[name] for name in names], new
+                return [moved[name] for name in names], strong(jax, new)
 
             self._compiled[key] = self.jax.jit(step)
         return self._compiled[key]
@@ -180,9 +180,9 @@ class _Engine:
             name: as_array(self._jax, param.detach(), f"params[{name!r}]", "ps.optax", copy=True)
             for name, param in self._params.items()
         }
-        fresh = self._made_by.transformation.init(copies)
+        fresh = strong(self._jax, self._made_by.transformation.init(copies))
         layout = self._layout = Layout(self._jax, fresh, self._params, "ps.optax")
-        self._leaves = [self._jax.numpy.asarray(leaf) for leaf in layout.must_fit(fresh, "its state")]
+        self._leaves = layout.must_fit(fresh, "its state")
         for i, (param, slot) in enumerate(layout.places):
             kept = state.get(slot) if param is None else state.get(self._params[param], {}).get(slot)
             if kept is not None:

@@ -155,6 +155,22 @@ def test_no_state_is_written_to_by_later_steps(jax, optax, jitted):
     assert len({digest for _, digest, _ in held}) == 6
 
 
+def test_numbers_in_opt_state_have_a_dtype_from_the_first_step_on(jax):
+    """As they have when a tensor is what they come back from."""
+    follows = list[bool]()
+
+    def decay(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+        follows.append(opt_state["rate"].weak_type)
+        rate = jax.numpy.where(True, 0.5, opt_state["rate"].astype(float))
+        return {name: p - rate * p for name, p in params.items()}, {"rate": rate}, {}
+
+    step = ps.jax_step(decay, init=lambda params: {"rate": 0.1})
+    state, _ = step(start(), DATA[0])
+    step(state, DATA[0])
+    step(state.own(), DATA[0])
+    assert follows == [False], "traced once"
+
+
 def test_what_is_handed_on_is_the_same_leaf(jax):
     """So that a change in place of the one is noticed in the other."""
 
