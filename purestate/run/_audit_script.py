@@ -41,7 +41,7 @@ def main(orders: Mapping[str, Any]) -> None:
             was found, a line of JSON each.
     """
     ours = _Chosen(orders)
-    elsewhere(ours.moved)
+    elsewhere(ours.moved, stores=True)
     audited_by(ours)
     try:
         play(orders, orders["store"])

@@ -53,7 +53,7 @@ class Place:
     @property
     def runs(self) -> Path:
         """The folder of the TensorBoard files."""
-        return placed(self.root / "runs" / (self.namespace or ""))
+        return placed(self.root / "runs" / (self.namespace or ""), store=False)
 
     def name(self, model: str, id: Id) -> str:
         """Return what the store calls a checkpoint of a model.

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import purestate as ps
 from purestate.cli._group import cli
+from purestate.core import _runners
 from purestate.errors import ScriptError, SetupError, UsageError
 from purestate.report import _audit
 from purestate.report._audit import AuditReport
@@ -25,6 +29,7 @@ from purestate.run._ledger import Ledger
 from purestate.run._script import command
 from purestate.store import _placed
 from purestate.store._disk import DiskBackend
+from purestate.train import _place
 from tests.report.planted import rewrite
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +72,16 @@ def train(store):
 if __name__ == "__main__":
     train(ps.Store("ckpts"))
 """
+MODEL = """
+from purestate import train
+
+m = train.Model("net", net())
+for id in (1, 2):
+    with m.checkpoint(id) as cp:
+        cp.setup(loss_cls=nn.CrossEntropyLoss, optimizer_cls=torch.optim.Adam)
+        cp.train(data, val, epochs=2)
+m.cache(2).evaluate(val)
+"""
 OPS = [0, "evaluate", 1, "find_lr", "predict"]
 
 
@@ -88,6 +103,17 @@ def folder(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path / "run"
 
 
+@contextmanager
+def as_in_a_process(*arguments: str) -> Iterator[pytest.MonkeyPatch]:
+    """Put back what a script does to the process that it runs in."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_runners, "Runner", _runners.Runner)
+        patched.setattr(sys, "argv", list(arguments))
+        yield patched
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AuditReport]:
     """Audit with the script in this process, which spares starting one: what is put in another place there is put back."""
@@ -97,10 +123,10 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Audit
         events.touch()
         command("_audit_script", what, {**orders, "events": str(events)}, told)
         code = 0
-        with monkeypatch.context() as patched:
+        with as_in_a_process() as patched:
             patched.setattr(_mode, "_auditors", [])
             patched.setattr(_placed, "_moved", [])
-            patched.setattr(sys, "argv", [])
+            patched.setattr(_placed, "_stays", [])
             try:
                 _audit_script.main(json.loads(told.read_text()))
             except SystemExit as exit:
@@ -308,6 +334,17 @@ def test_another_folder_than_the_one_that_recorded_it(inside, folder, monkeypatc
     assert report.ok
     assert "which holds no checkpoint" in report.notes[0]
     assert os.listdir() == []
+
+
+@pytest.mark.moves_generators  # the script does, as scripts do
+def test_a_script_of_the_stateful_face(inside, folder, monkeypatch):
+    (folder / "other.py").write_text(SCRIPT.rpartition("if __name__")[0] + MODEL)
+    monkeypatch.setattr(_place, "_place", _place.Place(root=folder))
+    with as_in_a_process("other.py"):
+        runpy.run_path("other.py", run_name="__main__")
+    report = inside("ckpts:net--0002", script="other.py")
+    assert [(one.op, one.verdict) for one in report.ops] == [(0, "equal"), ("evaluate", "equal")]
+    assert report.notes == (), "the folder of the TensorBoard files is no store"
 
 
 def test_a_copy_is_read_in_the_place_of_the_one_that_the_script_names(inside, folder):
