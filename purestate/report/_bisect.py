@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from purestate.core._digest import short
-from purestate.errors import UsageError
+from purestate.errors import ScriptError, UsageError
 from purestate.report._compared import Difference, part_of
 from purestate.report._leaf import LeafComparison
 from purestate.report._name import RunName
@@ -24,6 +24,7 @@ from purestate.report._parting import Bisection, Parting
 from purestate.run._chain import Trajectory, as_recorded
 from purestate.run._question import causes, said
 from purestate.run._trace import EpochTrace, trace_of
+from purestate.store._placed import are_elsewhere
 
 if TYPE_CHECKING:
     from purestate.run._bisect import Found
@@ -63,7 +64,7 @@ def bisect(
 
     Raises:
         UsageError: There is no such run, or ``script_b`` is given without ``script``.
-        ScriptError: There is no such script, or it took longer than the timeout.
+        ScriptError: There is no such script, it took longer than the timeout, or it is the script that calls this.
         CorruptLogError: A log is damaged.
 
     Effects:
@@ -72,6 +73,8 @@ def bisect(
     """
     if script is None and script_b is not None:
         raise UsageError("bisect: a script for the second run is given, and none for the first.", fix="Give --script too.")
+    if script is not None and are_elsewhere():
+        raise ScriptError(f"bisect: {script} bisects itself, without end.", fix="Call it from another file.")
     names = [name if isinstance(name, RunName) else RunName.parse(os.fspath(name)) for name in (a, b)]
     runs = open_run(names[0]), open_run(names[1])
     found = _recorded(*runs, anyway=anyway)

@@ -119,7 +119,7 @@ class Bisection(Report):
         ends: Which of them ends, and where.
         envelope: What differs between the environments in which the train was computed in which they part.
         strayed: Epochs that were recomputed, and did not come again as they were recorded.
-        failed: Why nothing could be recomputed, or no more.
+        failed: Why no step was found where that was asked for: a script did not come that far, or nothing differs any more.
         steps: How many steps were recomputed, in both runs together.
         again: How many of them once more, to take them apart.
         of: How many steps the train has in one run, where that is known.
@@ -181,7 +181,7 @@ class Bisection(Report):
             yield "envelope:"
             yield from (f"  {one}" for one in self.envelope)
         if self.failed is not None:
-            yield f"not recomputed: {self.failed}"
+            yield f"no step found: {self.failed}"
         if self.start is not None:
             total = "" if self.of is None else f", of {self.of} in each"
             begun = f"epoch {self.start}, whose state is kept" if self.start else "the beginning"

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +293,11 @@ def test_kept_states_that_are_gone_are_done_without(small):
         ("raise ValueError('no data')", "ValueError: no data"),
         pytest.param("print('nothing')", "never asked for that train", marks=pytest.mark.slow),
         pytest.param("sys.exit(3)", "it ended with the status 3", marks=pytest.mark.slow),
+        pytest.param(
+            "from purestate.report._bisect import bisect\nbisect(*sys.argv[1:], __file__)",
+            "bisects itself",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("os._exit(0)", "ended without a word", marks=pytest.mark.slow),
         pytest.param(
             f"from tests.report.bisected import main; main('ckpts', lr=3e-2, **{SMALL!r})",
@@ -303,10 +310,47 @@ def test_a_script_that_does_not_come_to_the_train_is_told_beside_what_is_recorde
     lab, a = small
     b = planted_log(lab, a, f"failing{len(list(lab.folder.iterdir()))}")
     before = stamps(a.store)
-    found = bisect(a, b, lab.script(text=text))
+    found = bisect(a, b, lab.script(text=text), args=[str(a), str(b)])
     assert says in found.failed
     assert (found.verdict, found.parting.epoch, found.parting.batch) == ("parted", 2, None)
     assert stamps(a.store) == before
+
+
+@pytest.mark.slow
+def test_a_script_that_says_nothing_is_not_waited_for_for_ever(small):
+    lab, a = small
+    b = planted_log(lab, a, "asleep")
+    with pytest.raises(ScriptError, match=r"said nothing for 1 s"):
+        bisect(a, b, lab.script(text="import time\ntime.sleep(600)"), timeout=1)
+
+
+@pytest.mark.slow
+def test_the_number_of_threads_is_found_in_an_operator_and_is_not_reproducible_without_it(tmp_path):
+    lab = Lab(tmp_path)
+    scripts = [lab.script(text=f"import torch\ntorch.set_num_threads({n})\n{_WIDE}") for n in (1, 2)]
+    runs: list[RunName] = []
+    for script in scripts:
+        runs.append(RunName(tmp_path / f"run{len(runs)}", "run"))
+        subprocess.run([sys.executable, script, os.fspath(runs[-1].store)], check=True)
+    if compare_logs(*map(open_run, runs)).ok:
+        pytest.skip("here the number of threads decides no bit")
+    found = bisect(*runs, *scripts)
+    assert (found.parting.step, found.parting.same_batch, found.parting.operator.kind) == (1, True, "output")
+    assert [one.what for one in found.envelope] == ["threads"]
+    assert not found.strayed
+    [strayed] = bisect(*runs, scripts[0]).strayed
+    assert strayed.run == str(runs[1])
+
+
+_WIDE = """
+import purestate as ps
+from tests.helpers import batch
+from torch import nn
+def build(): return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+s0 = ps.setup(ps.init(build, seed=0), loss_cls=nn.CrossEntropyLoss, optimizer_cls=torch.optim.SGD, optimizer_args=dict(lr=0.1))
+ck = ps.Store(sys.argv[1] if len(sys.argv) > 1 else "ckpts").checkpoint("run", echo=None)
+ck.train(s0, [batch(32, (64,), 10)], epochs=1)
+"""
 
 
 def planted_log(lab: Lab, a: RunName, name: str) -> RunName:
