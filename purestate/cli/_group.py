@@ -24,6 +24,8 @@ __all__ = ["cli"]
 _COMMANDS = ("accept", "audit", "bisect", "check", "diff", "export", "gc", "hash", "log", "ls", "repair", "reset", "rm", "show")
 _WRONG_CALL = (UsageError, CheckpointExistsError, CheckpointNotFoundError, InvalidIdError, ScriptError, SetupError, StateError)
 """What is no finding. Anything else that a store says is one."""
+_STOPPED = 128 + 2
+"""What shells return for a command that Ctrl-C ended."""
 
 
 class _Finding(click.ClickException):
@@ -54,6 +56,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except PureStateError as error:
             raise (_WrongCall if isinstance(error, _WRONG_CALL) else _Finding)(str(error)) from None
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            raise click.exceptions.Exit(_STOPPED) from None  # click would exit with 1, which is a finding
         except BrokenPipeError:
             raise  # click knows what to do with a reader that went away
         except OSError as error:

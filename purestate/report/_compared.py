@@ -53,6 +53,8 @@ class Difference:
     b: Any
 
     def __str__(self) -> str:
+        if self.part == "extent":
+            return f"{self.part}: {self.what}"  # its values are the numbers of the records, which stand above it
         return f"{self.part}: {self.what} {_shown(self.a)} | {_shown(self.b)}"
 
 

@@ -23,7 +23,7 @@ _SHOWN = 8
 _WHERE = {
     "batch": "The batch was another: it is the data.",
     "loss": "Both were given the same batch, and the loss is another: it is in forward, or in the loss.",
-    "gradients": "Both have the same batch and the same loss, and other gradients: it is in backward.",
+    "gradients": "Both have the same batch and the same loss, and other gradients: it is in backward, or in forward unseen by the loss.",
     "buffers": "Both have the same batch, loss and gradients, and other buffers: forward writes them.",
     "frozen": "Both have the same batch, loss and gradients, and other frozen parameters: forward writes them.",
     "optimizer": "Both have the same batch, loss and gradients: it is the optimizer, and what it keeps.",

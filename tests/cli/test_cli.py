@@ -259,6 +259,14 @@ def test_a_log_is_followed_while_it_is_written(store):
         assert process.wait(30) == 0
 
 
+def test_what_ctrl_c_ends_is_no_finding(store, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "purestate", "audit", f"{store}:adam", "--script", str(script)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr.strip()) == (130, "", "Stopped.")
+
+
 @pytest.mark.parametrize("command", ["ls {}", "log {}", "show {}", "diff {0} {0}", "--help", "--version"])
 def test_what_reads_logs_imports_neither_torch_nor_numpy(command, store):
     code = (

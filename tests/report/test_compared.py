@@ -145,7 +145,7 @@ def test_where_one_ends_there_is_nothing_to_compare_with(golden, planted):
     for pair, side in (((golden, shorter), "second"), ((shorter, golden), "first")):
         found = compared(*pair)
         assert (found.verdict, found.ok) == ("unknown", False)
-        assert found.first.differences[0].what == f"the {side} ends before epoch 2"
+        assert str(found.first.differences[0]) == f"extent: the {side} ends before epoch 2"
     one_train = planted(lambda bodies: bodies[:7])
     assert "the second has no such train" in str(compared(golden, one_train))
 
