@@ -87,7 +87,8 @@ def main(folder: str) -> None:
     with ps.Store(folder) as store:
         ck = store.checkpoint("torch")
         s1 = ck.train(s0, train_dl, val_dl, epochs=10, metrics=metrics, progress=False)
-        print(f"torch: accuracy {ck.evaluate(s1, val_dl, metrics=metrics)['accuracy']:.4f}, {ps.tree_hash(s1.params)[:11]}")
+        measured = ck.evaluate(s1, val_dl, metrics=metrics)
+        print(f"torch: accuracy {measured['accuracy']:.4f}, {ps.tree_hash(s1.params)[:11]}", flush=True)  # before JAX's lines
 
         params, trained = store.path("torch", "params"), Path(folder) / "from-jax"
         if not trained.exists():
