@@ -107,6 +107,7 @@ def bisect(
 class _Walk:
     compared: int = 0
     questions: list[Difference] = field(default_factory=list[Difference])
+    measured: str | None = None
 
 
 def _recorded(a: Run, b: Run, *, anyway: bool) -> Bisection:
@@ -116,15 +117,18 @@ def _recorded(a: Run, b: Run, *, anyway: bool) -> Bisection:
     for op, (ours, theirs) in enumerate(zip_longest(*trains)):
         if ours is None or theirs is None:
             ends = f"{names[0] if ours is None else names[1]} has no train {op}"
-            return Bisection(*names, "ends", walk.compared, ends=ends)
+            return Bisection(*names, "ends", walk.compared, ends=ends, measured=walk.measured)
         with as_recorded(ours.start), as_recorded(theirs.start):
             walk.questions += _asked(ours, theirs)
         if walk.questions and not anyway:
             return Bisection(*names, "asked", walk.compared, questions=tuple(walk.questions))
         found = _epochs(walk, op, ours, theirs, names)
         if found is not None:
+            found = replace(found, measured=walk.measured)
             return replace(found, questions=tuple(walk.questions), envelope=tuple(_environments(ours, theirs)))
-    return Bisection(*names, "equal" if trains[0] else "ends", walk.compared, ends=None if trains[0] else "neither has a train")
+    if not trains[0]:
+        return Bisection(*names, "ends", walk.compared, ends="neither has a train")
+    return Bisection(*names, "measured" if walk.measured else "equal", walk.compared, measured=walk.measured)
 
 
 def _asked(ours: Trajectory, theirs: Trajectory) -> Iterator[Difference]:
@@ -152,6 +156,9 @@ def _epochs(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, names: t
         with as_recorded(x), as_recorded(y):
             states = x.body["hash"], y.body["hash"]
             steps = [record.body.get("trace", {}).get("steps") for record in (x, y)]
+            values = x.body["metrics"], y.body["metrics"]
+        if states[0] == states[1] and walk.measured is None:
+            walk.measured = _measured(op, n, *values)
         # what is gone again before an epoch ends parts no epochs, and shows where each step was noted
         if states[0] == states[1] and (None in steps or steps[0] == steps[1]):
             walk.compared += n > 0
@@ -171,6 +178,14 @@ def _epochs(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, names: t
             if other is not None and one.body["out"]["hash"] != other.body["out"]["hash"]:
                 states = one.body["out"]["hash"], other.body["out"]["hash"]
                 return Bisection(*names, "parted", walk.compared, Parting(op, None, states=states))
+    return None
+
+
+def _measured(op: int, n: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """Return what was measured otherwise of the same state. Of what only one was asked for there is nothing to say."""
+    for name in ours:
+        if name in theirs and ours[name] != theirs[name]:
+            return f"train {op}, epoch {n}: {name} {ours[name]} | {theirs[name]}"
     return None
 
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Bisection", "Parting"]
 
-Verdict = Literal["equal", "parted", "asked", "ends"]
+Verdict = Literal["equal", "parted", "measured", "asked", "ends"]
 
 _SHOWN = 8
 _WHERE = {
     "batch": "The batch was another: it is the data.",
     "loss": "Both were given the same batch, and the loss is another: it is in forward, or in the loss.",
-    "gradients": "Both have the same batch and the same loss, and other gradients: it is in backward, or in forward unseen by the loss.",
+    "gradients": "Both have the same batch and loss, and other gradients: it is in backward, or in forward unseen by the loss.",
     "buffers": "Both have the same batch, loss and gradients, and other buffers: forward writes them.",
     "frozen": "Both have the same batch, loss and gradients, and other frozen parameters: forward writes them.",
     "optimizer": "Both have the same batch, loss and gradients: it is the optimizer, and what it keeps.",
@@ -111,12 +111,13 @@ class Bisection(Report):
     Args:
         a: The name of the first.
         b: Of the second.
-        verdict: ``'equal'``; ``'parted'``; ``'asked'``: they were asked other questions; ``'ends'``: one ends before the other,
-            and they are equal that far.
+        verdict: ``'equal'``; ``'parted'``; ``'measured'``: all states are equal, and what was measured of one is not;
+            ``'asked'``: they were asked other questions; ``'ends'``: one ends before the other, and they are equal that far.
         compared: How many epochs agree.
         parting: Where they part.
         questions: What was asked otherwise.
         ends: Which of them ends, and where.
+        measured: The first metric that differs though the states do not.
         envelope: What differs between the environments in which the train was computed in which they part.
         strayed: Epochs that were recomputed, and did not come again as they were recorded.
         failed: Why no step was found where that was asked for: a script did not come that far, or nothing differs any more.
@@ -140,6 +141,7 @@ class Bisection(Report):
     again: int = 0
     of: int | None = None
     start: int | None = None
+    measured: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -163,6 +165,10 @@ class Bisection(Report):
     def _asked(self) -> Iterator[str]:
         if self.verdict == "equal":
             yield f"equal: {self.compared} epochs have the same hashes"
+        if self.verdict == "measured":
+            yield f"No step parts them: {self.compared} epochs have the same hashes. It is in validation, its data, or a metric."
+        if self.measured is not None:
+            yield f"While the states were equal, what was measured of them differed: {self.measured}"
         if self.ends is not None:
             yield f"equal as far as both go ({self.compared} epochs): {self.ends}"
         if self.questions:

@@ -202,6 +202,25 @@ def test_equal_runs_are_equal_whatever_was_traced(small):
     assert str(found).splitlines()[-1] == "equal: 3 epochs have the same hashes"
 
 
+@pytest.mark.parametrize("further", [False, True])
+def test_what_was_measured_otherwise_of_equal_states_is_a_finding(tmp_path, small, further):
+    a = small[1]
+    b = RunName(Path(shutil.copytree(a.store, tmp_path / "b")), "run")
+
+    def change(bodies: list[tuple[str, dict[str, Any]]]) -> None:
+        epochs = [body for kind, body in bodies if kind == "epoch"]
+        epochs[1]["metrics"]["train_loss"] += 0.5
+        if further:
+            epochs[2]["hash"] = "0" * 64
+
+    rewrite(b.store / LOG, change)
+    found = bisect(a, b)
+    assert (found.verdict, found.ok, found.compared) == (("parted", False, 2) if further else ("measured", False, 3))
+    assert found.measured is not None
+    assert found.measured.startswith("train 0, epoch 2: train_loss ")
+    assert found.measured in str(found)
+
+
 def test_runs_that_were_asked_other_questions_are_told_apart_by_what_was_asked(small):
     lab, a = small
     b = lab.record("faster", lr=2e-2, **SMALL)
