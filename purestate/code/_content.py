@@ -186,6 +186,8 @@ def _instance(walker: Walker, obj: Any) -> Json:
         return _operator(walker, obj)
     if cls.__module__.startswith("PIL.") and hasattr(obj, "tobytes"):
         return {"image": [obj.mode, list(obj.size), blake3(obj.tobytes()).hexdigest()[:32]]}
+    if (cls.__module__, cls.__name__) == ("flax.ids", "FlaxId"):
+        return {"flax": "id"}  # a count of the modules made so far in the process
     if cls.__module__.startswith("jaxlib.") and (described := _of_jax(walker, obj)) is not None:
         return described
     base = next(base for base in cls.__mro__ if not base.__flags__ & 1 << 9)  # the first that is not made at run time
@@ -201,8 +203,12 @@ def _instance(walker: Walker, obj: Any) -> Json:
 
 
 def _of_jax(walker: Walker, obj: Any) -> Json:
-    """Describe a jitted function by what it wraps, and an array of JAX by its elements: objects of C without attributes."""
+    """Describe objects of C without attributes: a jitted function by what it wraps, arrays by elements, trees by their nodes."""
     walker.installed_module("jax")
+    if hasattr(obj, "node_data"):
+        return {
+            "tree": [walker.inner("node", obj.node_data()), [walker.inner(i, child) for i, child in enumerate(obj.children())]]
+        }
     if (wrapped := getattr(obj, "__wrapped__", None)) is not None:
         return {"jitted": walker.inner("__wrapped__", wrapped)}
     if not hasattr(obj, "weak_type"):

@@ -57,7 +57,10 @@ def array_hash(value: Any, name: str = "") -> str:
     if not hasattr(value, "__array__"):
         what = "a dict: give ps.flatten(tree)" if isinstance(value, Mapping) else f"a {type(value).__name__}"
         raise UnsupportedError(f"tree_hash: expected an array at {name!r}, got {what}.")
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, RuntimeError) as error:  # of JAX: a key, a tracer, an array that was donated
+        raise UnsupportedError(f"tree_hash: expected an array with elements at {name!r}: {str(error).splitlines()[0]}") from None
     if array.dtype.name not in _DTYPES:
         raise UnsupportedError(f"tree_hash: expected numbers at {name!r}, got the dtype {array.dtype.name}.")
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))

@@ -272,7 +272,7 @@ def _kind(value: Any) -> str:
 def _bits(state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"{part}[{name!r}]": digest for part, leaves in state._leaves().items() for name, digest in leaves.hashes.items()}
     found |= {name: digest for name, digest in state.digests.items() if name in (*COMPONENTS, "extra")}
-    return found | {f"the metric {name!r}": leaf_hash(torch.as_tensor(value).detach()) for name, value in metrics.items()}
+    return found | {f"the metric {name!r}": leaf_hash(torch.as_tensor(_number(name, value))) for name, value in metrics.items()}
 
 
 def _must_go_on(before: State, after: State) -> None:

@@ -58,7 +58,7 @@ def to_flax(source: State | nn.Module, *, names: Mapping[str, str] | None = None
     Raises:
         MissingExtraError: JAX is not installed.
         UnsupportedError: A layer with parameters has no counterpart.
-        TreeMismatchError: ``names`` gives two layers one name.
+        TreeMismatchError: ``names`` gives two layers one name, or names what is no submodule.
     """
     tensors = _tensors(source, "to_flax")
     found: dict[str, dict[str, Any]] = {collection: {} for collection in _COLLECTIONS}
@@ -93,7 +93,8 @@ def from_flax(variables: Mapping[str, Any], like: State | nn.Module, *, names: M
 
     Raises:
         MissingExtraError: There are arrays, and JAX is not installed.
-        TreeMismatchError: A leaf is missing, is none of the module's, or has another shape or dtype.
+        TreeMismatchError: A leaf is missing, is none of the module's, or has another shape or dtype; or ``names`` names what
+            is no submodule.
         UnsupportedError: A layer with parameters has no counterpart.
         StateError: As for `from_jax`.
     """
@@ -216,6 +217,14 @@ def _rows(
 ) -> Iterator[tuple[_Row, tuple[str, ...], tuple[str, ...]]]:
     """Yield each row that has its tensors, with its full names here and in Flax."""
     module = source if isinstance(source, nn.Module) else require(source, "template", "to_flax").template
+    layers = [path for path, _ in module.named_modules(remove_duplicate=False)]
+    if idle := [name for name in names if name not in layers]:
+        raise TreeMismatchError(
+            f"names: the module has no submodule {idle[0]!r}.",
+            cause=f"It has {', '.join(layers[1:9]) or 'none'}.",
+            fix="Give the names of torch first: names={'net.0': 'Dense_0'}.",
+            path=idle[0],
+        )
     inside = ""  # of a layer that speaks for its submodules
     for path, layer in module.named_modules():
         if inside and path.startswith(inside):

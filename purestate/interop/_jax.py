@@ -92,7 +92,8 @@ def from_jax(tree: Any, *, like: Any = None, copy: bool = False) -> Any:
 
     Args:
         tree: Pytrees of arrays of JAX or numpy; with a state as `like`, what `to_jax` makes of one, in whole or some of its
-            parts. Not modified. JAX does not write to an array whose memory is shared.
+            parts. Not modified. JAX does not write to an array whose memory is shared; torch does where a tensor is changed in
+            place, as an optimizer changes parameters: copy what is trained on outside of a state.
         like: A `State`, or a tree of tensors: the result has its names, order, dtypes, strides and devices.
         copy: Copy all of it.
 

@@ -23,6 +23,7 @@ from purestate.interop._config import jax_config
 from purestate.interop._jax import from_jax, to_jax
 from purestate.interop._leaves import Layout, as_array, strong
 from purestate.interop._load import load_jax
+from purestate.interop._traced import traced
 
 __all__ = ["JaxStep", "jax_step"]
 
@@ -75,7 +76,8 @@ class JaxStep:
         """The arrays behind the tensors that were returned last, by the identity of these: both are the same memory."""
 
         def step(params: Any, opt_state: Any, words: Any, batch: Any) -> tuple[Any, Any, Any]:
-            returned = fn(params, opt_state, jax.random.wrap_key_data(words, impl="threefry2x32"), batch)
+            key = jax.random.wrap_key_data(words, impl="threefry2x32")
+            returned = traced(_WHO, fn, params, opt_state, key, batch)
             if not (isinstance(returned, tuple) and len(returned) == 3 and isinstance(returned[2], Mapping)):
                 raise SetupError(
                     f"{_WHO}: expected the function to return (params, opt_state, metrics), got {_kind(returned)}.",
@@ -127,7 +129,7 @@ class JaxStep:
             changes["optimizer"] = Component(optimizer.skeleton, Leaves(optimizer.leaves, "optimizer"))
         self._shown = memory.returned
         after = state.based(counters=Counters(state.counters.epoch, state.counters.step + 1), **changes)
-        means = {name: from_jax(value) if np.shape(value) else float(value) for name, value in metrics.items()}
+        means = {name: float(value) if _is_number(value) else from_jax(value) for name, value in metrics.items()}
         return state.after({"step": state.counters.step}, after), means
 
     def _optimizer(self, state: State, params: Mapping[str, Any], memory: _Memory) -> tuple[Layout, Any]:
@@ -214,6 +216,10 @@ class _Memory:
         pair = given if given is not None and same else (from_jax(array), array)
         self.returned[id(pair[0])] = pair
         return pair[0]
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "dtype") and not np.shape(value)
 
 
 def _kind(value: Any) -> str:

@@ -178,4 +178,5 @@ def _place(jax: Any, path: Sequence[Any], params: Collection[str]) -> Place:
 
 def _key_impl(jax: Any, leaf: Any) -> Any:
     is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_impl(leaf) if is_key else None
+    # `jax.eval_shape` gives shapes of keys, which have an implementation and do not tell it
+    return jax.random.key_impl(leaf if isinstance(leaf, jax.Array) else jax.numpy.empty((), leaf.dtype)) if is_key else None

@@ -21,6 +21,7 @@ from purestate.interop._config import jax_config
 from purestate.interop._jax import from_jax
 from purestate.interop._leaves import Layout, as_array, strong
 from purestate.interop._load import load_jax
+from purestate.interop._traced import traced
 
 __all__ = ["OptaxOptimizer", "optax"]
 
@@ -97,7 +98,8 @@ class _Optax:
 
             def step(gradients: list[Any], state: list[Any], params: list[Any]) -> tuple[list[Any], Any]:
                 by_name = dict(zip(names, params, strict=True))
-                updates, new = update(dict(zip(names, gradients, strict=True)), tree.tree_unflatten(structure, state), by_name)
+                given = dict(zip(names, gradients, strict=True)), tree.tree_unflatten(structure, state), by_name
+                updates, new = traced("ps.optax", update, *given)
                 moved = apply(by_name, updates)
                 return [moved[name] for name in names], strong(jax, new)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,7 +213,9 @@ def _read(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key, array in sorted(arrays.items()):
         dtype = array.dtype.name
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype) or re.fullmatch(
+            r"u?int[1-7]", dtype
+        ):  # names without kernels
             raise UnsupportedError(f"from_orbax: torch has no dtype for {dtype} at {key!r}.")
         found[unquote(key)] = from_numpy(array, LeafMeta(key, dtype, list(array.shape), dtype, ""))
     return found

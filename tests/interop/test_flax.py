@@ -265,6 +265,9 @@ def test_another_tree_is_refused_by_name(jax):
         ps.from_flax({"params": {"fc": {"kernel": 1.0}}}, state)
     with pytest.raises(TreeMismatchError, match=r"two leaves would be called 'net\.kernel'"):
         ps.to_flax(ps.init(Mlp, seed=0), names={"net.0": "net", "net.3": "net"})
+    for call in (lambda names: ps.to_flax(state, names=names), lambda names: ps.from_flax(variables, state, names=names)):
+        with pytest.raises(TreeMismatchError, match=r"no submodule 'fd'\.\nIt has fc\."):
+            call({"fd": "Dense_0"})
 
 
 def test_a_state_has_to_know_its_module(jax):

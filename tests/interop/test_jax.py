@@ -320,6 +320,16 @@ def test_a_tree_has_one_hash_on_both_sides(jax, dtype):
     assert len({ps.tree_hash(ps.flatten(each)) for each in (tree, theirs, numpy)}) == 1
 
 
+def test_what_has_no_elements_has_no_hash(jax):
+    gone = jax.numpy.ones(3)
+    gone.delete()
+    for value, says in ((gone, "deleted"), (jax.random.key(0), "key_data")):
+        with pytest.raises(UnsupportedError, match=f"an array with elements at 'a'.*{says}"):
+            ps.tree_hash({"a": value})
+    with pytest.raises(UnsupportedError, match=r"an array with elements at 'a'.*traced"):
+        jax.jit(lambda value: ps.tree_hash({"a": value}))(jax.numpy.ones(3))
+
+
 # -------------------------------------------------------------------- bad input
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
@@ -17,7 +18,16 @@ from torch import nn
 
 import purestate as ps
 from purestate.core._own import step_key
-from purestate.errors import BatchError, MetricError, SetupError, StaleRecordError, TreeMismatchError, UnsupportedError
+from purestate.core._seeds import preserved_generators
+from purestate.errors import (
+    BatchError,
+    ImpurityError,
+    MetricError,
+    SetupError,
+    StaleRecordError,
+    TreeMismatchError,
+    UnsupportedError,
+)
 from tests.helpers import batch, bits
 from tests.interop.cuts import cut_everywhere
 
@@ -218,6 +228,82 @@ def test_the_code_and_what_it_holds_are_asked_for(jax, optax):
             ask(**changed)
 
 
+def test_a_module_of_flax_is_asked_for_by_what_it_is(jax):
+    """Flax numbers its modules, and a run that finds an answer in the log makes fewer of them."""
+    from flax import linen, nnx
+
+    def ask(name: str, apply: Callable[..., Any]) -> bool:
+        def step(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+            return (
+                params,
+                opt_state,
+                {"loss": apply({"params": {"kernel": params["weight"].T, "bias": params["bias"]}}, batch[0])},
+            )
+
+        ck.train(start(), DATA, epochs=1, step=ps.jax_step(lambda *given: step(*given)))
+        return ck.last.cached
+
+    def of_linen(features: int, activation: Any) -> Callable[..., Any]:
+        net = linen.Dense(features, kernel_init=activation)
+        return lambda variables, x: net.apply(variables, x).mean()
+
+    def of_nnx(bias: bool) -> Callable[..., Any]:
+        graph, values = nnx.split(nnx.Linear(3, 2, use_bias=bias, rngs=nnx.Rngs(0)))
+        return lambda variables, x: nnx.merge(graph, values)(x).mean()
+
+    for name, make, same, other in (
+        ("linen", of_linen, (2, linen.initializers.zeros), (2, linen.initializers.ones)),
+        ("nnx", of_nnx, (True,), (False,)),
+    ):
+        ck = ps.MemoryStore().checkpoint(name, echo=None)
+        assert [ask(name, make(*same)), ask(name, make(*same))] == [False, True]
+        with pytest.raises(StaleRecordError, match="code of step changed"):
+            ask(name, make(*other))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_keys_in_what_init_made_are_kept(jax, impl):
+    def step(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+        words = jax.random.key_data(opt_state["key"])
+        turned = jax.random.wrap_key_data(words[::-1] + 1, impl=jax.random.key_impl(opt_state["key"]))
+        return {name: p + words[0] for name, p in params.items()}, {"key": turned}, {}
+
+    kept = ps.jax_step(step, init=lambda params: {"key": jax.random.key(3, impl=impl)})
+    whole = ps.MemoryStore().checkpoint("a", echo=None).train(start(), DATA, epochs=2, step=kept)
+    assert not whole.params["bias"].equal(start().params["bias"])
+    ck = ps.MemoryStore().checkpoint("b", echo=None)
+    ck.train(start(), DATA, epochs=1, step=kept)
+    assert ck.train(start(), DATA, epochs=2, step=kept).hash == whole.hash
+
+
+@pytest.mark.parametrize("draw", [lambda: np.random.rand(), lambda: random.random(), lambda: float(torch.rand(()))])
+def test_what_is_drawn_while_jax_traces_is_refused(jax, optax, draw):
+    def step(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+        return jax.tree.map(lambda p: p + draw(), params), opt_state, {}
+
+    with pytest.raises(ImpurityError, match=r"ps\.jax_step: the function drew from \w+'s generator while JAX traced it"):
+        ps.MemoryStore().checkpoint("a", echo=None).train(start(), DATA, epochs=1, step=ps.jax_step(step))
+    drawn = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * draw(), updates))
+    state = ps.setup(start(), optimizer_fn=ps.optax(drawn))
+    with pytest.raises(ImpurityError, match=r"ps\.optax: the function drew from"):
+        ps.MemoryStore().checkpoint("b", echo=None).train(state, DATA, epochs=1)
+
+
+def test_a_module_that_is_imported_while_jax_traces_may_draw(jax):
+    imported: list[bool] = []
+
+    def step(params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
+        if not imported:
+            imported.append(bool(np.random.rand() + 1))
+        return params, opt_state, {}
+
+    s0 = start()
+    with preserved_generators():
+        s1, _ = ps.jax_step(step)(s0, DATA[0])
+    assert imported == [True]
+    assert s1.params == s0.params
+
+
 def test_bad_answers_are_refused_by_name(jax):
     zeros = jax.numpy.zeros
 
@@ -237,6 +323,7 @@ def test_bad_answers_are_refused_by_name(jax):
         (lambda p, o, k, b: (p, {"m": o["m"][0]}, {}), lambda p: {"m": zeros(2)}, TreeMismatchError, r"'m'\] was float32\[2\]"),
         (lambda p, o, k, b: (p, [o], {}), lambda p: zeros(2), TreeMismatchError, "opt_state .* has another structure"),
         (lambda p, o, k, b: (p, o, {"loss": b[0]}), None, MetricError, r"'loss' to be a number or a 0-d tensor"),
+        (lambda p, o, k, b: (p, o, {"loss": None}), None, MetricError, r"'loss' to be a number .* got a NoneType"),
     ]
     for fn, init, error, says in cases:
         with pytest.raises(error, match=says):

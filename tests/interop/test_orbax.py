@@ -178,6 +178,9 @@ def test_dtypes_of_both_and_what_torch_has_not(tmp_path):
     ocp.PyTreeCheckpointer().save(tmp_path / "y", {"a": jnp.arange(4).astype("float8_e4m3b11fnuz")})
     with pytest.raises(UnsupportedError, match="torch has no dtype for float8_e4m3b11fnuz at 'a'"):
         ps.from_orbax(tmp_path / "y")
+    ocp.PyTreeCheckpointer().save(tmp_path / "z", {"a": jnp.arange(4).astype("int4")})
+    with pytest.raises(UnsupportedError, match="torch has no dtype for int4 at 'a'"):  # a name, and nothing that computes on it
+        ps.from_orbax(tmp_path / "z")
 
 
 # -------------------------------------------------------------------- bad input

@@ -243,6 +243,7 @@ def test_what_does_not_go_with_a_step_is_refused():
             MetricError,
             r"'loss' to be a number or a 0-d tensor, got a tensor of shape \(2,\)",
         ),
+        (lambda s: (s, {"loss": "low"}), MetricError, "'loss' to be a number or a 0-d tensor, got a str"),
         (lambda s: (s, {str(s.counters.step): 1.0}), MetricError, "the metrics '1', and '0' before"),
         (lambda s: (s, {"loss": torch.tensor(math.inf)}), NonFiniteLossError, "the loss became inf in epoch 1, step 1"),
         (lambda s: (s.replace(params=s.params, extra={"a": [1.0]}).replace(key=ps.Key(0, 0)), {}), None, ""),
@@ -260,7 +261,7 @@ def test_what_does_not_go_with_a_step_is_refused():
         (lambda s: (s if s.counters.step else s.replace(extra={"a": 1}), {}), None, ""),
         (lambda s: (s.replace(extra=None if s.counters.step else {"a": 1}), {}), TreeMismatchError, "nothing as its extra"),
     ],
-    ids="bare number shape names inf key fewer wider grown kept lost".split(),
+    ids="bare number shape text names inf key fewer wider grown kept lost".split(),
 )
 def test_what_a_step_returns_is_looked_at(returns, error, says):
     ck = checkpoint()
