@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from purestate.errors import ScriptError, SetupError, UsageError
+from purestate.report._compare import name_of
 from purestate.report._name import RunName
 from purestate.report._opened import Run, open_run
 from purestate.report._report import Report, fragment, seconds
@@ -22,6 +23,7 @@ from purestate.run._chain import READERS
 from purestate.view import html_table, text_table
 
 if TYPE_CHECKING:
+    from purestate.run import Checkpoint, Store
     from purestate.run._script import Target
 
 __all__ = ["AuditReport", "audit"]
@@ -83,7 +85,7 @@ _NEXT = "For the step and the leaf, record it again under another id: purestate 
 
 
 def audit(
-    run: str | os.PathLike[str] | RunName,
+    run: str | os.PathLike[str] | RunName | Checkpoint | Store,
     script: Any,
     *,
     args: Sequence[str] = (),
@@ -98,7 +100,8 @@ def audit(
     others are answered from the log. Nothing is recorded.
 
     Args:
-        run: ``STORE[:CHECKPOINT[@OP]]``: a checkpoint, or a train of it.
+        run: ``STORE[:CHECKPOINT[@OP]]``: a checkpoint, or a train of it;
+            or a `Checkpoint` of a `Store`, or one that has a single one.
         script: The path of the script that recorded it; or a function that takes a `Store`, by itself or as
             ``'package.module:name'``.
         args: Arguments for the script, as on a command line.
@@ -126,7 +129,7 @@ def audit(
     """
     from purestate.run._script import target
 
-    name = run if isinstance(run, RunName) else RunName.parse(os.fspath(run))
+    name = name_of(run, "audit")
     opened = open_run(name)
     what = target(script, args, "audit")
     chosen = _chosen(opened, op, sample, seed)

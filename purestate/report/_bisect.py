@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from purestate.core._digest import short
 from purestate.errors import ScriptError, UsageError
+from purestate.report._compare import name_of
 from purestate.report._compared import Difference, part_of
 from purestate.report._leaf import LeafComparison
 from purestate.report._name import RunName
@@ -27,14 +28,15 @@ from purestate.run._trace import EpochTrace, trace_of
 from purestate.store._placed import are_elsewhere
 
 if TYPE_CHECKING:
+    from purestate.run import Checkpoint, Store
     from purestate.run._bisect import Found
 
 __all__ = ["bisect"]
 
 
 def bisect(
-    a: str | os.PathLike[str] | RunName,
-    b: str | os.PathLike[str] | RunName,
+    a: str | os.PathLike[str] | RunName | Checkpoint | Store,
+    b: str | os.PathLike[str] | RunName | Checkpoint | Store,
     script: Any = None,
     script_b: Any = None,
     *,
@@ -49,7 +51,8 @@ def bisect(
     compared then, and the step is taken once more in both, operator by operator.
 
     Args:
-        a: ``STORE[:CHECKPOINT[@OP]]``: a checkpoint, or a train up to which is looked.
+        a: ``STORE[:CHECKPOINT[@OP]]``: a checkpoint, or a train up to which is looked;
+            or a `Checkpoint` of a `Store`, or one that has a single one.
         b: Another, of any store.
         script: What made the first: a path; or a function that takes a `Store`, by itself or as ``'package.module:name'``.
             Without it only what is recorded is looked at, which tells the step of runs with ``trace='step'``.
@@ -75,7 +78,7 @@ def bisect(
         raise UsageError("bisect: a script for the second run is given, and none for the first.", fix="Give --script too.")
     if script is not None and are_elsewhere():
         raise ScriptError(f"bisect: {script} bisects itself, without end.", fix="Call it from another file.")
-    names = [name if isinstance(name, RunName) else RunName.parse(os.fspath(name)) for name in (a, b)]
+    names = [name_of(run, "bisect") for run in (a, b)]
     runs = open_run(names[0]), open_run(names[1])
     found = _recorded(*runs, anyway=anyway)
     parting = found.parting

@@ -17,7 +17,7 @@ from purestate.store._disk import DiskBackend
 if TYPE_CHECKING:
     from purestate.run import Checkpoint, MemoryStore, Store
 
-__all__ = ["compare"]
+__all__ = ["compare", "name_of"]
 
 
 def compare(
@@ -69,13 +69,37 @@ def _side(given: Any, op: int | None) -> Run | Path:
     if isinstance(given, str | os.PathLike):
         found = open_run_or_file(os.fspath(cast("str | os.PathLike[str]", given)))
     else:
-        found = _run(given)
+        found = _run(given, "compare")
     if isinstance(found, Path) or op is None or found.name.op is not None:
         return found
     return replace(found, name=replace(found.name, op=op))
 
 
-def _run(given: Any) -> Run:
+def name_of(given: Any, call: str) -> RunName:
+    """Return the name of a run that another process can open.
+
+    Args:
+        given: A name, or a text; or a checkpoint of a `Store`, or one with a single checkpoint.
+        call: Who asks, for messages.
+
+    Raises:
+        UsageError: It is something else, or is in memory alone.
+    """
+    if isinstance(given, RunName):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return RunName.parse(os.fspath(cast("str | os.PathLike[str]", given)))
+    run = _run(given, call)
+    if not isinstance(run.backend, DiskBackend):
+        raise UsageError(
+            f"{call}: expected a run of a store on the disk, got checkpoint {run.id!r} in memory.",
+            cause="It is computed again by another process, which cannot see it.",
+            fix="Record it in a ps.Store(path).",
+        )
+    return run.name
+
+
+def _run(given: Any, call: str) -> Run:
     from purestate.run._logged import Logged, ledger_of
     from purestate.run._store import MemoryStore, Store
 
@@ -83,19 +107,19 @@ def _run(given: Any) -> Run:
         ids = [info.id for info in given.checkpoints()]
         if len(ids) != 1:
             raise UsageError(
-                f"compare: expected a store with one checkpoint, got one with {len(ids)}.",
+                f"{call}: expected a store with one checkpoint, got one with {len(ids)}.",
                 cause=f"It has {', '.join(ids)}." if ids else "Nothing was recorded in it.",
                 fix="Give store.open(id).",
                 available=tuple(ids),
             )
         given = given.open(ids[0], echo=None)
     if not isinstance(given, Logged):
-        raise UsageError(f"compare: expected a checkpoint, a store, or a text that names a run or a file, got {given!r:.80}.")
+        raise UsageError(f"{call}: expected a checkpoint, a store, or a text that names a run, got {given!r:.80}.")
     ledger = ledger_of(given)
     ledger.refresh()
     if not ledger.log.records:
         raise UsageError(
-            f"compare: checkpoint {ledger.id!r} has no record.", cause="Nothing was asked yet, or its store keeps nothing."
+            f"{call}: checkpoint {ledger.id!r} has no record.", cause="Nothing was asked yet, or its store keeps nothing."
         )
     backend = ledger.backend
     return Run(RunName(backend.path if isinstance(backend, DiskBackend) else Path("memory"), ledger.id), backend, ledger.log)

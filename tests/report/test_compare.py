@@ -94,6 +94,17 @@ def test_what_is_no_run_is_told(trained, tmp_path):
             ps.compare(disk, given)
 
 
+def test_what_computes_again_takes_checkpoints_as_compare_does(trained):
+    disk, memory, _ = trained
+    ck = disk.open("a", echo=None)
+    assert ps.bisect(ck, disk).ok
+    for call in (lambda run: ps.bisect(ck, run), lambda run: ps.audit(run, "script.py")):
+        with pytest.raises(UsageError, match="expected a run of a store on the disk, got checkpoint 'a' in memory"):
+            call(memory)
+        with pytest.raises(UsageError, match="expected a checkpoint, a store, or a text that names a run, got 3"):
+            call(3)
+
+
 # -------------------------------------------------------------------- as tables
 
 
