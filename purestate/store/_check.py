@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from purestate.errors import CorruptItemError, CorruptLogError, MissingSnapshotError, StoreError
 from purestate.store._record import Record
 from purestate.store._report import CheckReport, Finding, Level
-from purestate.store._taken import taken
+from purestate.store._taken import begun, taken
 
 if TYPE_CHECKING:
     from purestate.store._backend import Backend
@@ -21,7 +21,7 @@ ItemsOf = Callable[[Record], Mapping[str, str]]
 Needed = Callable[[Sequence[Record]], Collection[str]]
 """Returns the digests of the items that the records of a checkpoint need: of voided answers none, for example."""
 
-_ORDER = ("damaged", "missing", "torn", "foreign", "rubbish")
+_ORDER = ("damaged", "missing", "gone", "torn", "foreign", "rubbish")
 
 
 def check(backend: Backend, items_of: ItemsOf, level: Level, needed: Needed | None = None) -> CheckReport:
@@ -67,6 +67,8 @@ def check(backend: Backend, items_of: ItemsOf, level: Level, needed: Needed | No
             missed.update(here)
             findings += [_of_log(id, error)] if len(findings) == before else []
     findings += backend.oddities()
+    there = {*ids, *backend.ids()}  # some may have been begun meanwhile
+    findings += (Finding("gone", f"checkpoints/{id}", _GONE, _BEFORE_GC) for id in begun(backend.acts()) if id not in there)
     if level != "records":
         gone = taken(backend.acts())
         for digest, what in named.items():
@@ -77,6 +79,8 @@ def check(backend: Backend, items_of: ItemsOf, level: Level, needed: Needed | No
     return CheckReport(level, len(ids), records, len(named), tuple(sorted(findings, key=lambda found: _ORDER.index(found.kind))))
 
 
+_GONE = "the journal says that it was begun, and not that it was deleted"
+_BEFORE_GC = "If nobody removed it on purpose, put back a copy of it before store.gc(), which removes its states."
 _REWRITTEN = "Put back a copy of the log: whoever wrote this line also wrote its digest, and nothing can be told from it."
 
 

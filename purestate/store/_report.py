@@ -16,13 +16,14 @@ class Finding:
     """Something in a store that is not as it should be.
 
     Args:
-        kind: ``'damaged'`` or ``'missing'``, which lose something; ``'torn'``, ``'rubbish'`` or ``'foreign'``, which do not.
+        kind: ``'damaged'`` or ``'missing'``, which lose something; ``'gone'``, which somebody removed by hand;
+            ``'torn'``, ``'rubbish'`` or ``'foreign'``, which lose nothing.
         place: Where, as a path below the store, with the line or the leaf.
         what: What is wrong.
         remedy: What mends it.
     """
 
-    kind: Literal["damaged", "missing", "torn", "rubbish", "foreign"]
+    kind: Literal["damaged", "missing", "gone", "torn", "rubbish", "foreign"]
     place: str
     what: str
     remedy: str

@@ -1,11 +1,22 @@
-"""What the journal says that a collection removed, for whoever looks for it later."""
+"""What the journal says that should be in a store, and what a collection removed, for whoever looks for it later."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["taken"]
+__all__ = ["begun", "taken"]
+
+
+def begun(acts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the checkpoints that were begun, and neither deleted nor renamed since, from the acts of a store."""
+    found: dict[str, None] = {}
+    for act in acts:
+        if act.get("act") in ("create", "copy", "rename"):
+            found[str(act.get("to", act.get("checkpoint")))] = None
+        if act.get("act") in ("delete", "rename"):
+            found.pop(str(act.get("checkpoint")), None)
+    return list(found)
 
 
 def taken(acts: Iterable[Mapping[str, Any]]) -> dict[str, str]:

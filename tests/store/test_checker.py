@@ -372,6 +372,10 @@ def test_a_checkpoint_that_somebody_removed_by_hand_is_told(store):
     shutil.rmtree(store / "checkpoints/a")
     found = checker.check(os.fspath(store))
     assert [(one.kind, one.place) for one in found.findings] == [("gone", "checkpoints/a")]
+    with ps.Store(store) as opened:
+        told = opened.check("records")
+    assert (told.ok, [(one.kind, one.place) for one in told.findings]) == (True, [("gone", "checkpoints/a")])
+    assert "before store.gc()" in told.findings[0].remedy
     assert not checker.check(os.fspath(store), {"a": "0" * 64}).ok
 
 
