@@ -50,6 +50,17 @@ class Component:
     skeleton: Json
     leaves: Mapping[str, torch.Tensor]
 
+    def value(self) -> Any:
+        """Return what ``extra`` was given: its plain values, and its tensors, which are not copied.
+
+        Example:
+            >>> import purestate as ps
+            >>> state = ps.init(lambda: nn.Linear(2, 1), seed=0).replace(extra={"count": 3, "sum": {"fc.bias": torch.ones(1)}})
+            >>> state.extra.value()
+            {'count': 3, 'sum': {'fc.bias': tensor([1.])}}
+        """
+        return join(self.skeleton, self.leaves)
+
     def cloned(self) -> Component:
         """Return the same component with leaves of its own."""
         return Component(self.skeleton, own(self.leaves))

@@ -83,7 +83,7 @@ class State:
         key: The random key.
         counters: Finished epochs and steps.
         ema: The moving average of the parameters, see `purestate.averaged`; None where `setup` asked for none.
-        extra: The user's own plain values and tensors.
+        extra: The user's own plain values and tensors: ``state.extra.value()``.
         recipe: What `setup` decided; None for a state that was loaded without a module.
         origin: What it was made from.
 

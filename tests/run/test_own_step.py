@@ -276,6 +276,24 @@ def test_what_a_step_returns_is_looked_at(returns, error, says):
         ck.train(bare(), loader(), epochs=1, step=step)
 
 
+def test_gradients_are_gathered_in_extra_and_cut_anywhere():
+    def gather(state: ps.State, batch: Any) -> Any:
+        gradients, loss = torch.func.grad_and_value(ps.make_loss(state))(dict(state.params), batch)
+        kept = {"n": 0, "sum": {name: torch.zeros_like(p) for name, p in state.params.items()}}
+        kept = kept if state.extra is None else state.extra.value()
+        n, total = kept["n"] + 1, {name: gradient + kept["sum"][name] for name, gradient in gradients.items()}
+        params = dict(state.params)
+        if n == 2:
+            params = {name: p - 0.05 * total[name] for name, p in params.items()}
+            n, total = 0, {name: torch.zeros_like(p) for name, p in params.items()}
+        return state.replace(params=params, extra={"n": n, "sum": total}), {"loss": loss}
+
+    whole = checkpoint().train(bare(), loader(), epochs=3, step=gather)
+    ck = checkpoint()
+    assert ck.train(bare(), loader(), epochs=1, step=gather).extra.value().keys() == {"n", "sum"}
+    assert ck.train(bare(), loader(), epochs=3, step=gather).hash == whole.hash
+
+
 def wider(state: ps.State) -> ps.State:
     return state._with(params=type(state.params)({name: p.double() for name, p in state.params.items()}, "params"))
 
