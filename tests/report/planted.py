@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from purestate.core._digest import tree_hash
+from purestate.core._hash import leaf_hash
 from purestate.run._question import Question
+from purestate.store._disk import DiskBackend
 from purestate.store._record import EMPTY_HEAD, decode, encode
 
-__all__ = ["GOLDEN", "asked", "records_of", "rewrite", "write"]
+__all__ = ["GOLDEN", "asked", "plant_ulp", "records_of", "rewrite", "write"]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 
@@ -45,3 +50,20 @@ def asked(bodies: Bodies, seq: int, **parts: Any) -> None:
     question = bodies[seq][1]["question"]
     question["parts"] |= {name.replace("__", "."): value for name, value in parts.items()}
     question["digest"] = Question(question["op"], question["parts"]).digest
+
+
+def plant_ulp(folder: Path, backend: DiskBackend, leaf: str) -> None:
+    """Make one element of a leaf of the parameters of the golden store's last answer the next number."""
+
+    def change(bodies: Bodies) -> None:
+        answer = bodies[9][1]["out"]
+        leaves = dict(backend.get(answer["params"]["item"]))
+        leaves[leaf] = leaves[leaf].clone()
+        leaves[leaf].view(torch.int32)[1, 2] += 1
+        hashes = {name: leaf_hash(tensor) for name, tensor in leaves.items()}
+        digest = tree_hash(hashes)
+        backend.put({digest: leaves})
+        answer["params"] |= {"item": digest, "digest": tree_hash({name: hashes[name] for name in answer["params"]["names"]})}
+        answer["hash"] = "b3:" + "0" * 64
+
+    rewrite(folder / "checkpoints/adam/log.jsonl", change)

@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from purestate.core._digest import tree_hash
-from purestate.core._hash import leaf_hash
 from purestate.errors import CorruptLogError, MissingSnapshotError
 from purestate.report._diff import compare
 from purestate.report._name import RunName
 from purestate.store._disk import DiskBackend
-from tests.report.planted import GOLDEN, rewrite
+from tests.report.planted import GOLDEN, plant_ulp
 
 LEAF = "head.weight"
 
@@ -35,19 +33,7 @@ def one_ulp(tmp_path_factory) -> Iterator[RunName]:
     folder = tmp_path_factory.mktemp("states") / "store"
     shutil.copytree(GOLDEN, folder)
     backend = DiskBackend(folder)
-
-    def change(bodies):
-        answer = bodies[9][1]["out"]
-        leaves = backend.get(answer["params"]["item"])
-        leaves[LEAF] = leaves[LEAF].clone()
-        leaves[LEAF].view(torch.int32)[1, 2] += 1
-        hashes = {name: leaf_hash(leaf) for name, leaf in leaves.items()}
-        digest = tree_hash(hashes)
-        backend.put({digest: leaves})
-        answer["params"] |= {"item": digest, "digest": tree_hash({name: hashes[name] for name in answer["params"]["names"]})}
-        answer["hash"] = "b3:" + "0" * 64
-
-    rewrite(folder / "checkpoints/adam/log.jsonl", change)
+    plant_ulp(folder, backend, LEAF)
     yield RunName(folder, "adam")
     backend.close()
 

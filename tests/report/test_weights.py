@@ -10,13 +10,11 @@ import pytest
 import torch
 
 import purestate as ps
-from purestate.core._digest import tree_hash
-from purestate.core._hash import leaf_hash
 from purestate.errors import UsageError
 from purestate.report._compare import compare
 from purestate.report._weights import WeightsComparison
 from purestate.store._disk import DiskBackend
-from tests.report.planted import GOLDEN, rewrite
+from tests.report.planted import GOLDEN, plant_ulp
 from tests.report.test_hashed import write_safetensors, write_zarr
 from tests.report.watched import opened
 
@@ -135,19 +133,7 @@ def one_leaf(tmp_path: Path) -> Path:
     """The golden store with another value in one leaf of the parameters of the last answer."""
     folder = Path(shutil.copytree(GOLDEN, tmp_path / "other"))
     backend = DiskBackend(folder)
-
-    def change(bodies):
-        answer = bodies[9][1]["out"]
-        leaves = backend.get(answer["params"]["item"])
-        leaves[LEAF] = leaves[LEAF].clone()
-        leaves[LEAF][0, 0] += 1
-        hashes = {name: leaf_hash(leaf) for name, leaf in leaves.items()}
-        digest = tree_hash(hashes)
-        backend.put({digest: leaves})
-        answer["params"] |= {"item": digest, "digest": tree_hash({name: hashes[name] for name in answer["params"]["names"]})}
-        answer["hash"] = "b3:" + "0" * 64
-
-    rewrite(folder / "checkpoints/adam/log.jsonl", change)
+    plant_ulp(folder, backend, LEAF)
     backend.close()
     return folder
 
