@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+# What a shell runs in the background ignores SIGINT, and so do its children: tests that send one would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # pytest writes the phase that it is in; torch._inductor and scikit-learn write the others when they are first imported
 _NOT_OURS = {

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -252,11 +253,14 @@ def test_a_log_is_followed_while_it_is_written(store):
     command = [sys.executable, "-u", "-m", "purestate", "log", str(store), "--follow", "--json"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert [json.loads(process.stdout.readline())["seq"] for _ in range(3)] == [0, 1, 2]
-        write(store / LOG, bodies)
-        assert [json.loads(process.stdout.readline())["seq"] for _ in range(3, 11)] == list(range(3, 11))
-        process.send_signal(2)
-        assert process.wait(30) == 0
+        try:
+            assert [json.loads(process.stdout.readline())["seq"] for _ in range(3)] == [0, 1, 2]
+            write(store / LOG, bodies)
+            assert [json.loads(process.stdout.readline())["seq"] for _ in range(3, 11)] == list(range(3, 11))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_what_ctrl_c_ends_is_no_finding(store, tmp_path):
