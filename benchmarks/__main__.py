@@ -19,7 +19,7 @@ import torch
 
 from benchmarks._measure import Row, as_json, table
 
-GROUPS = ("training", "step", "memory", "model", "rerun", "hashing", "storage", "fork", "resume", "trace", "interop")
+GROUPS = ("training", "step", "memory", "model", "rerun", "hashing", "storage", "log", "fork", "resume", "trace", "interop")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -55,6 +55,7 @@ def rows(quick: bool) -> list[Row]:
             fresh = ps.setup(ps.init(Wide, seed=n), loss_cls=nn.MSELoss, optimizer_cls=torch.optim.SGD, optimizer_args=SGD)
             added["from a seed"].append(_begun(Path(folder), store.checkpoint(f"seed-{n}", echo=None), fresh, batches))
         size = file.stat().st_size
+        found += _frozen(Path(folder), 2 if quick else 10)
     return [
         *found,
         figure(GROUP, "bytes that a fork adds", added["itself"], [size] * 2, against="a copy of the file", unit="bytes"),
@@ -76,6 +77,42 @@ def _begun(folder: Path, checkpoint: ps.Checkpoint, state: ps.State, batches: An
     next(epochs)
     epochs.close()
     return folder_bytes(folder) - before
+
+
+def _frozen(folder: Path, forks: int) -> list[Row]:
+    """Train forks of a model of which nine tenths are frozen, and hold what the store grows by against what changed."""
+    batches = [(torch.rand(4, 724), torch.rand(4, 724))]
+    state = ps.freeze(ps.init(_Backbone, seed=0), "body.*")
+    state = ps.setup(state, loss_cls=nn.MSELoss, optimizer_cls=torch.optim.Adam, optimizer_args=ADAM)
+    with ps.Store(folder / "frozen") as store:
+        state = store.checkpoint("root", echo=None).train(state, batches, epochs=1)
+        before = folder_bytes(folder / "frozen")
+        changed = 0
+        for n in range(forks):
+            fork = store.checkpoint(f"fork-{n}", echo=None).train(ps.set_lr(state, 1e-3 / (n + 1)), batches, epochs=1)
+            assert fork.optimizer is not None
+            changed += sum(t.nbytes for t in (*fork.params.values(), *fork.optimizer.leaves.values()))
+        grown = folder_bytes(folder / "frozen") - before
+    return [
+        figure(
+            GROUP,
+            f"{forks} forks of a model with a frozen backbone of nine tenths, trained",
+            [grown],
+            [changed],
+            against="parameters and moments that changed",
+            unit="bytes",
+        )
+    ]
+
+
+class _Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Linear(724, 724) for _ in range(9)))
+        self.head = nn.Linear(724, 724)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
 
 
 def _by_hand_file(folder: Path) -> Path:

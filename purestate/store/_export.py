@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from purestate.core._hash import leaf_bytes
 from purestate.errors import StoreWriteError
 from purestate.store._files import make_folder, write_errors
-from purestate.store._tensors import copy_bytes, describe, place
-from purestate.store._writer import Order, Step, shared_writer
+from purestate.store._tensors import describe, place
+from purestate.store._writer import Order, Step, Write, shared_writer
 
 __all__ = ["export"]
 
@@ -49,9 +50,9 @@ def export(path: Path, steps: Iterable[tuple[int, Mapping[str, Mapping[str, torc
         shared_writer().submit(Order(path, what, [], size, partial(_fill, copies), [path], step=step)).result()
 
 
-def _fill(copies: list[tuple[torch.Tensor, int]], memory: memoryview) -> None:
+def _fill(copies: list[tuple[torch.Tensor, int]], write: Write) -> None:
     for tensor, at in copies:
-        copy_bytes(tensor, memory, at)
+        write(leaf_bytes(tensor), at)
 
 
 def _with_elements(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

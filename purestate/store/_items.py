@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 
-from purestate.core._hash import leaf_hash, short, tree_hash
-from purestate.errors import CorruptItemError, MissingSnapshotError, MutatedStateError, StoreError, TreeMismatchError
+from purestate.core._digest import leaf_header
+from purestate.core._hash import leaf_bytes, leaf_hash, short
+from purestate.errors import CorruptItemError, MissingSnapshotError, StoreError, TreeMismatchError
 from purestate.store._described import Description, corrupt, damaged_files, describe_item, missing, must_have_room, suspect
 from purestate.store._files import files_below, make_folder, must_be_inside, sync_folder, unique, write_errors
 from purestate.store._journal import Journal
 from purestate.store._layout import ITEM_META, Layout
 from purestate.store._taken import taken
-from purestate.store._tensors import LeafMeta, copy_bytes, describe, empty, from_bytes, place
-from purestate.store._writer import Folder, Order, Writer
+from purestate.store._tensors import LeafMeta, describe, empty, place
+from purestate.store._writer import Folder, Order, Write, Writer
 
 __all__ = ["Items", "read_leaves", "unknown_leaf"]
 
@@ -165,14 +166,16 @@ class Items:
             metas = {name: describe(name, leaf) for name, leaf in leaves.items()}
             arrays, size = place(metas, size)
             tmp, final = self._layout.items / unique("tmp"), self._layout.item(digest)
-            meta = {"format": 1, "leaves": {}}
+            meta = {"format": 1, "leaves": {name: _noted(leaves[name], leaf) for name, leaf in metas.items()}}
+            headers = {name: leaf_header(metas[name].dtype, metas[name].shape).decode("ascii") for name, *_ in arrays}
             # one that is there was found damaged; one that another process writes meanwhile is as good as this
             replace = os.path.lexists(final)
-            folders.append(Folder(os.fspath(tmp), os.fspath(final), ITEM_META, meta, False, arrays, replace))
+            folders.append(Folder(os.fspath(tmp), os.fspath(final), ITEM_META, meta, arrays, headers, digest, replace))
 
-        def fill(memory: memoryview) -> None:
-            for folder, (digest, leaves) in zip(folders, group.items(), strict=True):
-                folder.meta["leaves"] = _copy(memory, folder, leaves, digest)
+        def fill(write: Write) -> None:
+            for folder, leaves in zip(folders, group.values(), strict=True):
+                for name, *_, offset in folder.arrays:
+                    write(leaf_bytes(leaves[name]), offset)
 
         parents = list(dict.fromkeys(self._layout.item(digest).parent for digest in group))
         with write_errors(self._layout.items, what):
@@ -219,26 +222,9 @@ def unknown_leaf(name: str, known: Iterable[str], what: str) -> TreeMismatchErro
     )
 
 
-def _copy(memory: memoryview, folder: Folder, leaves: Tree, digest: str) -> dict[str, dict[str, Any]]:
-    """Copy the leaves of an item to where the writer reads them, and return what is noted of each.
-
-    What is hashed is the copy: a leaf that is changed meanwhile cannot be stored under another content's name.
-    """
-    offsets = {name: at for name, *_, at in folder.arrays}
-    metas: dict[str, LeafMeta] = {}
-    for name, leaf in leaves.items():
-        meta = describe(name, leaf)
-        if name in offsets:
-            copy_bytes(leaf, memory, offsets[name])
-            leaf = from_bytes(memory, offsets[name], meta)
-        metas[name] = dataclasses.replace(meta, hash=leaf_hash(leaf))
-    if (actual := tree_hash({name: meta.hash for name, meta in metas.items()})) != digest:
-        raise MutatedStateError(
-            f"Expected leaves that hash to {short(digest)}, got {short(actual)}: they changed after they were hashed.",
-            cause="A tensor of a state was modified in place, perhaps through .data, a numpy view or the module it came from.",
-            fix="Call state.verify() to see which.",
-        )
-    return {name: meta.to_json() for name, meta in metas.items()}
+def _noted(leaf: torch.Tensor, meta: LeafMeta) -> dict[str, Any]:
+    """Return what is noted of a leaf. The writer process hashes what it writes, which a leaf without elements is not."""
+    return (meta if meta.size else dataclasses.replace(meta, hash=leaf_hash(leaf))).to_json()
 
 
 def _groups(items: dict[str, Tree]) -> Iterator[dict[str, Tree]]:

@@ -25,8 +25,8 @@ from purestate.store._files import make_folder, must_be_inside, read_file, sync_
 from purestate.store._items import read_leaves
 from purestate.store._layout import RESUME_META, Layout
 from purestate.store._record import to_json, unseal
-from purestate.store._tensors import LeafMeta, copy_bytes
-from purestate.store._writer import Folder, Job, Order, Writer
+from purestate.store._tensors import LeafMeta
+from purestate.store._writer import Folder, Job, Order, Write, Writer
 
 __all__ = ["Points"]
 
@@ -64,7 +64,8 @@ class Points:
         arrays = [
             (name, vector.key, vector.stored, vector.stored_shape, packed.starts[name]) for name, vector in packed.vectors.items()
         ]
-        folder = Folder(os.fspath(tmp), os.fspath(final), RESUME_META, meta, True, arrays)
+        headers = dict.fromkeys(packed.vectors, "")
+        folder = Folder(os.fspath(tmp), os.fspath(final), RESUME_META, meta, arrays, headers)
         order = Order(parent, what, [folder], packed.size, packed.fill, [parent], prune=parent, again=True)
         job = self._writer.submit(order)
         self._last[id] = number, job
@@ -127,10 +128,10 @@ class _Packed:
                     self.size += room
         self.vectors = {name: LeafMeta(name, "uint8", [size], "uint8", "") for name, size in sizes.items() if size}
 
-    def fill(self, memory: memoryview) -> None:
+    def fill(self, write: Write) -> None:
         """Copy the leaves into the memory."""
         for tensor, at in self._tensors:
-            copy_bytes(tensor, memory, at)
+            write(leaf_bytes(tensor), at)
 
 
 def _unpacked(vectors: Mapping[str, torch.Tensor], place: list[Any]) -> torch.Tensor:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from purestate.core._hash import dtype_name, leaf_bytes
+from purestate.core._hash import dtype_name
 from purestate.store._layout import escape
 
-__all__ = ["LeafMeta", "copy_bytes", "describe", "empty", "from_bytes", "from_numpy", "place"]
+__all__ = ["Array", "LeafMeta", "describe", "empty", "from_numpy", "place"]
 
 # What Orbax stores as itself. Others are kept as their bytes, in an array with one more axis.
 _NATIVE = frozenset(
@@ -83,30 +83,22 @@ def describe(name: str, tensor: torch.Tensor) -> LeafMeta:
     return LeafMeta(escape(name), dtype, list(tensor.shape), dtype if dtype in _NATIVE else "uint8", "")
 
 
-def place(leaves: Mapping[str, LeafMeta], start: int) -> tuple[list[tuple[str, str, str, list[int], int]], int]:
+Array = tuple[str, str, str, list[int], int]
+"""Where a leaf lies in memory: name, key, stored dtype, stored shape, offset."""
+
+
+def place(leaves: Mapping[str, LeafMeta], start: int) -> tuple[list[Array], int]:
     """Lay out, from byte ``start`` on, the leaves that have elements.
 
     Returns:
-        ``(arrays, end)``: of each ``(name, key, stored dtype, stored shape, offset)``, and where the last one ends.
+        ``(arrays, end)``: where each lies, and where the last one ends.
     """
-    arrays: list[tuple[str, str, str, list[int], int]] = []
+    arrays: list[Array] = []
     for name, leaf in leaves.items():
         if leaf.size:
             arrays.append((name, leaf.key, leaf.stored, leaf.stored_shape, start))
             start += -(-leaf.size // _ALIGNMENT) * _ALIGNMENT
     return arrays, start
-
-
-def copy_bytes(tensor: torch.Tensor, memory: memoryview, offset: int) -> None:
-    """Copy the elements of a tensor to a place in memory."""
-    data = leaf_bytes(tensor)
-    np.frombuffer(memory, np.uint8, len(data), offset)[:] = np.frombuffer(data, np.uint8)
-
-
-def from_bytes(memory: memoryview, offset: int, leaf: LeafMeta) -> torch.Tensor:
-    """Return the tensor at a place in memory, which it shares: not to be kept longer than that."""
-    data = torch.frombuffer(memory, dtype=torch.uint8, count=leaf.size, offset=offset)
-    return data.view(getattr(torch, leaf.dtype)).reshape(leaf.shape)
 
 
 def from_numpy(array: np.ndarray[Any, Any], leaf: LeafMeta) -> torch.Tensor:

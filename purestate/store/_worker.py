@@ -7,13 +7,14 @@ A request is 24 bytes, three big-endian integers ``(number, offset, length)``, w
 bytes of the arrays, and at that offset the job as JSON::
 
     {"folders": [{"tmp": path, "final": path, "meta": {…, "leaves": {name: {"key", "dtype", "shape", …}}}, "meta_name": …,
-                  "seal": bool, "replace": bool, "arrays": [[name, key, dtype, shape, offset], …]}, …],
+                  "arrays": [[name, key, dtype, shape, offset], …], "headers": {name: what its bytes are hashed behind},
+                  "digest": the tree hash that the leaves must have, or null, "replace": bool}, …],
      "sync": [folders whose entries change], "prune": folder of which only the two newest generations stay, or null,
      "step": {"path": folder, "number": number, "arrays": [[subtree, key, dtype, shape, offset], …]} or null}
 
 An answer is a JSON line: ``{"number": that of the request, "seconds": number}``, and if it failed with ``"error": text,
-"errno": number | null`` in it. Jobs are done one after the other. The process ends when the socket does, or when its parent is
-another one than at the start.
+"errno": number | null`` in it, or ``"changed": [digest, what the leaves hash to]``. Jobs are done one after the other. The
+process ends when the socket does, or when its parent is another one than at the start.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ from typing import Any
 
 _PARENT_CHECK_SECONDS = 1.0
 _HASHED_FILE = 1 << 20
+_DATA_FILE = 32 << 20
+"""About how large a file of Orbax gets. It writes one when it has so many bytes: with its default of 2 GiB, all at the end."""
+_HEAD = 128 << 10
+_TREE = b"purestate/tree/1\0"
+"""Before the digests of leaves: see `tree_hash` of core/_digest.py, which names what is written here."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -78,11 +84,17 @@ def _answer(fd: int, offset: int, length: int, save: Any) -> dict[str, Any]:
     try:
         memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)  # closed with the last array that looks into it
         _do(json.loads(memory[offset : offset + length]), memory, save)
+    except _ChangedError as error:
+        return {"changed": error.args}
     except Exception as error:  # the other side raises it: what went wrong must not end the process
         return {"error": f"{type(error).__name__}: {error}"[:4000], "errno": getattr(error, "errno", None)}
     finally:
         os.close(fd)
     return {}
+
+
+class _ChangedError(Exception):
+    """Leaves have another hash than they are to be written under. Its arguments are both."""
 
 
 def _do(job: dict[str, Any], memory: mmap.mmap, save: Any) -> None:
@@ -112,18 +124,34 @@ def _write(folders: list[dict[str, Any]], memory: mmap.mmap, save: Any) -> None:
     trees: list[tuple[str, dict[str, Any]]] = []
     for folder in folders:
         tree: dict[str, Any] = {}
-        for name, key, dtype, shape, offset in folder["arrays"]:
-            tree[key] = array = _array(memory, dtype, shape, offset)
-            if folder["seal"]:
-                folder["meta"]["leaves"][name]["hash"] = _hash(memory, offset, array.nbytes)
+        for _, key, dtype, shape, offset in folder["arrays"]:
+            tree[key] = _array(memory, dtype, shape, offset)
         if tree:
             trees.append((folder["tmp"], tree))
-    save(trees)
+    with ThreadPoolExecutor(1) as pool:  # most of the time of both goes by without the interpreter's lock
+        hashing = pool.submit(_note_hashes, folders, memory)
+        save(trees)
+        hashing.result()
     for folder in folders:
-        if not folder["seal"]:
+        if folder["digest"] is not None:
             folder["meta"]["files"] = _files(folder["tmp"])
         with open(os.path.join(folder["tmp"], folder["meta_name"]), "x", encoding="ascii") as file:
             file.write(_meta(folder["meta"]))
+
+
+def _note_hashes(folders: list[dict[str, Any]], memory: mmap.mmap) -> None:
+    from blake3 import blake3
+
+    for folder in folders:
+        leaves = folder["meta"]["leaves"]
+        for name, _, dtype, shape, offset in folder["arrays"]:
+            header = folder["headers"][name].encode("ascii")
+            leaves[name]["hash"] = _hash(header, memory, offset, _array(memory, dtype, shape, offset).nbytes)
+        if folder["digest"] is not None:
+            hashes = json.dumps({name: leaf["hash"] for name, leaf in leaves.items()}, sort_keys=True, separators=(",", ":"))
+            actual = blake3(_TREE + hashes.encode("ascii")).hexdigest()
+            if actual != folder["digest"]:
+                raise _ChangedError(folder["digest"], actual)
 
 
 def _write_step(step: dict[str, Any], memory: mmap.mmap) -> None:
@@ -160,11 +188,13 @@ def _files(folder: str) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def _hash(memory: mmap.mmap, offset: int, length: int) -> str:
+def _hash(header: bytes, memory: mmap.mmap, offset: int, length: int) -> str:
     from blake3 import blake3
 
-    with memoryview(memory) as view, view[offset : offset + length] as part:
-        return blake3(part).hexdigest()
+    copied = min(length, _HEAD)  # a hash that begins with a few bytes goes on slowly
+    head = header + memory[offset : offset + copied]
+    with memoryview(memory) as view, view[offset + copied : offset + length] as rest:
+        return blake3(head).update(rest).hexdigest()
 
 
 def _meta(meta: dict[str, Any]) -> str:
@@ -180,16 +210,21 @@ def _orbax() -> Any:
     import logging
 
     logging.disable(logging.WARNING)
+    import numpy as np
     import orbax.checkpoint as ocp
     from etils import epath
 
     # Compression halves the speed and gains little on trained weights. The handler is used without a Checkpointer around
     # it: atomic naming is done here, and synchronising hosts that are not there costs a quarter of a small item's time.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    # The arrays are copies already, which nobody changes before the answer.
+    arrays = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, arrays))
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     pool = ThreadPoolExecutor(2)
 
     async def start(trees: list[tuple[Any, dict[str, Any]]]) -> list[Any]:
-        return await asyncio.gather(*(handler.async_save(path, args=ocp.args.PyTreeSave(tree)) for path, tree in trees))
+        orders = ((path, ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_DATA_FILE)) for path, tree in trees)
+        return await asyncio.gather(*(handler.async_save(path, args=args) for path, args in orders))
 
     def save(trees: list[tuple[str, dict[str, Any]]]) -> None:
         paths = [(epath.Path(folder), tree) for folder, tree in trees]

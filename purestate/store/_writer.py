@@ -26,12 +26,18 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from purestate.core._digest import short
+from purestate.errors import MutatedStateError
 from purestate.store._files import write_error
 
 if TYPE_CHECKING:
     from purestate.errors import StoreWriteError
+    from purestate.store._tensors import Array
 
-__all__ = ["Folder", "Job", "Order", "Step", "Writer", "shared_writer"]
+__all__ = ["Folder", "Job", "Order", "Step", "Write", "Writer", "shared_writer"]
+
+Write = Callable[[memoryview, int], None]
+"""Puts bytes at an offset."""
 
 _SCRIPT = Path(__file__).with_name("_worker.py")
 
@@ -87,8 +93,12 @@ class Folder:
     final: str
     meta_name: str
     meta: dict[str, Any]
-    seal: bool
-    arrays: list[tuple[str, str, str, list[int], int]]
+    arrays: list[Array]
+    headers: dict[str, str]
+    """What the bytes of each array are hashed behind; ``meta`` gets the hashes."""
+    digest: str | None = None
+    """The tree hash that its leaves must have. What is hashed is what is written: a leaf that was changed meanwhile cannot be
+    stored under another content's name. None where nobody knows it."""
     replace: bool = False
     """Whether a folder that has the final name is replaced, in one step, and not taken for the same."""
 
@@ -99,8 +109,8 @@ class Step:
 
     path: str
     number: int
-    arrays: list[tuple[str, str, str, list[int], int]]
-    """Subtree, key, dtype, shape and offset of each."""
+    arrays: list[Array]
+    """The subtree in place of the name."""
 
 
 @dataclasses.dataclass
@@ -114,8 +124,8 @@ class Order:
     folders: list[Folder]
     size: int
     """Bytes of all arrays."""
-    fill: Callable[[memoryview], None]
-    """Copies the arrays into the memory that it is given."""
+    fill: Callable[[Write], None]
+    """Hands the bytes of each array to the function that it is given, with the offset where they go."""
     sync: list[Path]
     """Folders whose entries change."""
     prune: Path | None = None
@@ -127,22 +137,31 @@ class Order:
 
 
 class _Memory:
-    """A file in memory that has no name, so that it cannot be left behind."""
+    """A file in memory that has no name, so that it cannot be left behind.
+
+    Two ways lead into it: into fresh memory, writing takes half the time of copying into pages that are mapped; into memory
+    that is there and mapped, copying takes half the time of writing.
+    """
 
     def __init__(self) -> None:
         self.fd = _scratch()
         self._map: mmap.mmap | None = None
 
-    def of(self, size: int) -> mmap.mmap | bytes:
-        """Return at least ``size`` bytes. What was there is lost if it has to grow."""
-        if not size:
-            return b""
-        if self._map is None or len(self._map) < size:
-            if self._map is not None:
-                self._map.close()
-            os.ftruncate(self.fd, size)
+    def reserve(self, size: int) -> None:
+        """Map ``size`` bytes and get them from the kernel, where most of the time goes."""
+        os.ftruncate(self.fd, size)
+        if size:
             self._map = mmap.mmap(self.fd, size)
-        return self._map
+            np.frombuffer(self._map, np.uint8)[:: mmap.PAGESIZE] = 0
+
+    def write(self, data: memoryview | bytes, offset: int) -> None:
+        """Put bytes at an offset."""
+        if self._map is not None and offset + len(data) <= len(self._map):
+            np.frombuffer(self._map, np.uint8, len(data), offset)[:] = np.frombuffer(data, np.uint8)
+            return
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self.fd, data[done:], offset + done)
 
     def close(self) -> None:
         if self._map is not None:
@@ -175,8 +194,11 @@ class Job:
 
         Raises:
             StoreWriteError: It failed, or the process died.
+            MutatedStateError: What was handed over has another hash than it was to be written under.
         """
         answer = self._writer.wait(self)
+        if "changed" in answer:
+            raise _changed(*answer["changed"])
         if "error" in answer:
             raise self._error(answer["error"], answer.get("errno"))
 
@@ -210,8 +232,7 @@ class Writer:
                 return
             memory = _Memory()
             try:
-                with memoryview(memory.of(size)) as view:
-                    np.frombuffer(view, np.uint8)[:: mmap.PAGESIZE] = 0
+                memory.reserve(size)
             except BaseException:
                 memory.close()
                 raise
@@ -302,6 +323,7 @@ class Writer:
         memory = _Memory()
         if order.again and not self._kept:
             self._kept.append(memory)
+            memory.reserve(order.size)
         return memory
 
     def _held(self) -> int:
@@ -368,9 +390,8 @@ def _scratch() -> int:
 
 def _pack(memory: _Memory, order: Order) -> tuple[int, int]:
     """Write the arrays and the order itself into memory; return where the latter is."""
-    with memoryview(memory.of(order.size)) as view:
-        order.fill(view)
-    text = json.dumps(  # after `fill`, which may still note in a folder what it learns while it copies
+    order.fill(memory.write)
+    text = json.dumps(
         {
             "folders": [vars(folder) for folder in order.folders],
             "sync": [os.fspath(path) for path in order.sync],
@@ -378,10 +399,16 @@ def _pack(memory: _Memory, order: Order) -> tuple[int, int]:
             "step": order.step and vars(order.step),
         }
     ).encode("ascii")
-    done = 0
-    while done < len(text):
-        done += os.pwrite(memory.fd, text[done:], order.size + done)
+    memory.write(text, order.size)
     return order.size, len(text)
+
+
+def _changed(expected: str, actual: str) -> MutatedStateError:
+    return MutatedStateError(
+        f"Expected leaves that hash to {short(expected)}, got {short(actual)}: they changed after they were hashed.",
+        cause="A tensor of a state was modified in place, perhaps through .data, a numpy view or the module it came from.",
+        fix="Call state.verify() to see which.",
+    )
 
 
 def _abandon(processes: list[_Process]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 
 import pytest
 import torch
+from blake3 import blake3
 
 from purestate.core._hash import leaf_bytes, tree_hash
 from purestate.errors import CorruptItemError, InvalidIdError, MissingSnapshotError, MutatedStateError, TreeMismatchError
+from purestate.store import checker
 from purestate.store._layout import ITEM_META, escape
 from tests.store.conftest import digest_of
 
@@ -111,6 +115,39 @@ json.dump(found, open(sys.argv[2], "w"))
             raw = [leaf.element_size()] if leaf.dtype in RAW else []
             assert (dtype, shape) == ("uint8" if raw else str(leaf.dtype).removeprefix("torch."), [*leaf.shape, *raw]), key
             assert bytes.fromhex(data) == bytes(leaf_bytes(leaf)), key
+
+
+def test_an_item_of_many_bytes_lies_in_several_files(backend, run):
+    generator = torch.Generator().manual_seed(0)
+    leaves = {name: torch.rand(5_000_000, generator=generator) for name in "abcd"}
+    digest = digest_of(leaves)
+    backend.put({digest: leaves})
+    folder = backend._layout.item(digest)
+    large = [path for path in (folder / "ocdbt.process_0" / "d").iterdir() if path.stat().st_size > 1 << 20]
+    assert len(large) > 1
+    assert identical(backend.get(digest, ["d", "a"]), {"d": leaves["d"], "a": leaves["a"]})
+    run(
+        """
+import json, logging, os, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+logging.disable(logging.WARNING)
+import blake3, orbax.checkpoint as ocp
+tree = ocp.PyTreeCheckpointer().restore(sys.argv[1])
+assert {key: blake3.blake3(leaf.tobytes()).hexdigest() for key, leaf in tree.items()} == json.loads(sys.argv[2])
+""",
+        folder,
+        json.dumps({name: blake3(leaf_bytes(leaf)).hexdigest() for name, leaf in leaves.items()}),
+    )
+    found = checker.check(os.fspath(backend.path))
+    assert (found.findings, found.items, found.bytes) == ([], 1, 80_000_000)
+    for path in large:
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+    named = {re.search("leaf '(.)'", str(fault)).group(1) for fault in backend.faults(digest, "an item", hashed=True)}
+    assert len(named) == len(large)
 
 
 def test_strides_and_views_do_not_matter(backend):
