@@ -19,7 +19,11 @@ __all__ = ["command"]
 @click.argument("run", type=RUN)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option(
-    "--script", required=True, type=click.Path(), metavar="FILE", help="The script that recorded it; or MODULE:FUNCTION."
+    "--script",
+    required=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="The script that recorded it; MODULE, as for python -m; or MODULE:FUNCTION.",
 )
 @click.option("--op", metavar="OP", help="Only this train, by its number; or all of evaluate, find_lr or predict.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N of the ops.")

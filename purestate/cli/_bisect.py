@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.argument("a", type=RUN)
 @click.argument("b", type=RUN)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.option("--script", metavar="SCRIPT", help="What made A, and B: a path, or package.module:function.")
+@click.option("--script", metavar="SCRIPT", help="What made A, and B: a path, MODULE as for python -m, or MODULE:FUNCTION.")
 @click.option("--script-b", metavar="SCRIPT", help="What made B, where that is another.")
 @click.option("--anyway", is_flag=True, help="Look also where A and B were asked other questions.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long a step, or the way to the first, may take.")

@@ -102,8 +102,8 @@ def audit(
     Args:
         run: ``STORE[:CHECKPOINT[@OP]]``: a checkpoint, or a train of it;
             or a `Checkpoint` of a `Store`, or one that has a single one.
-        script: The path of the script that recorded it; or a function that takes a `Store`, by itself or as
-            ``'package.module:name'``.
+        script: The path of the script that recorded it; ``'package.module'``, which runs as by ``python -m``; or a function that
+            takes a `Store`, by itself or as ``'package.module:name'``.
         args: Arguments for the script, as on a command line.
         op: Audit only this one: the number of a train, or ``'evaluate'``, ``'find_lr'`` or ``'predict'`` for all of these.
         sample: Audit so many of the ops, which the seed picks.

@@ -54,8 +54,9 @@ def bisect(
         a: ``STORE[:CHECKPOINT[@OP]]``: a checkpoint, or a train up to which is looked;
             or a `Checkpoint` of a `Store`, or one that has a single one.
         b: Another, of any store.
-        script: What made the first: a path; or a function that takes a `Store`, by itself or as ``'package.module:name'``.
-            Without it only what is recorded is looked at, which tells the step of runs with ``trace='step'``.
+        script: What made the first: a path; ``'package.module'``, which runs as by ``python -m``; or a function that takes a
+            `Store`, by itself or as ``'package.module:name'``. Without it only what is recorded is looked at, which tells the
+            step of runs with ``trace='step'``.
         script_b: What made the second; the same if left out.
         args: Arguments for both, as on a command line.
         anyway: Whether runs that were asked other questions are looked at, too.
@@ -149,6 +150,10 @@ def _environments(ours: Trajectory, theirs: Trajectory) -> Iterator[Difference]:
 
 
 def _epochs(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, names: tuple[str, str]) -> Bisection | None:
+    with as_recorded(ours.start), as_recorded(theirs.start):
+        if _begin_apart(ours, theirs):
+            states = ours.start.body["input"], theirs.start.body["input"]
+            return Bisection(*names, "parted", walk.compared, Parting(op, 0, states=states))
     for n in sorted(ours.epochs.keys() | theirs.epochs.keys()):
         x, y = ours.epochs.get(n), theirs.epochs.get(n)
         if x is None or y is None:
@@ -182,6 +187,15 @@ def _epochs(walk: _Walk, op: int, ours: Trajectory, theirs: Trajectory, names: t
                 states = one.body["out"]["hash"], other.body["out"]["hash"]
                 return Bisection(*names, "parted", walk.compared, Parting(op, None, states=states))
     return None
+
+
+def _begin_apart(ours: Trajectory, theirs: Trajectory) -> bool:
+    """Whether they begin with other tensors, keys or counters. What is yet to be built (``fresh:``) tells in the first step."""
+    parts = [train.question["parts"] for train in (ours, theirs)]
+    names = [name for name in parts[0].keys() & parts[1].keys() if name.startswith("input.")]
+    return any(
+        x != y and not (x.startswith("fresh:") or y.startswith("fresh:")) for x, y in ([p[n] for p in parts] for n in names)
+    )
 
 
 def _measured(op: int, n: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:

@@ -46,7 +46,8 @@ class Parting:
 
     Args:
         op: The number of the train.
-        epoch: Its epoch; None where all epochs are equal, and an answer that was made of them is not.
+        epoch: Its epoch; 0 where they begin with other states; None where all epochs are equal, and an answer that was made of
+            them is not.
         batch: The batch of the epoch, from 1, behind which the states differ; None where that is not known, or where they
             differ only at the epoch's end.
         step: The step within the train, from 1; None likewise.
@@ -82,6 +83,8 @@ class Parting:
         states = f"{short(self.states[0])} | {short(self.states[1])}"
         if self.epoch is None:
             yield f"train {self.op}: all epochs are equal, and the answers are not: {states}"
+        elif self.epoch == 0:
+            yield f"train {self.op}: they begin with other states: {states}"
         elif self.batch is not None:
             where = f"train {self.op}, epoch {self.epoch}, batch {self.batch} (step {self.step})"
             yield f"{where} is the first that gives other bits."

@@ -1,4 +1,4 @@
-"""A user's script, or a function in a module, that is run in a process of its own: how it is named, started and played.
+"""A user's script, module or function that is run in a process of its own: how it is named, started and played.
 
 For `_verify` and for audits. What is put in another place in such a process, `_cut` and `_audit_script` say.
 """
@@ -6,6 +6,7 @@ For `_verify` and for audits. What is put in another place in such a process, `_
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import json
 import os
 import runpy
@@ -30,11 +31,11 @@ _BOOT = (
 
 @dataclass(frozen=True)
 class Target:
-    """A script or a function.
+    """A script, a module or a function.
 
     Args:
         name: What messages call it.
-        what: The path, or a module and a name in it.
+        what: The path; or a module, and a name in it where that is a function.
         folder: What comes first in ``sys.path``.
         args: Of the command line.
     """
@@ -49,7 +50,7 @@ def target(script: Any, args: Sequence[str], caller: str) -> Target:
     """Return what somebody was given as a script as something that a new process can run.
 
     Args:
-        script: A path, a function, or ``'package.module:name'``.
+        script: A path; ``'package.module'``, which runs as by ``python -m``; a function, or ``'package.module:name'``.
         args: Of its command line.
         caller: Who was given it, for messages.
 
@@ -70,11 +71,26 @@ def target(script: Any, args: Sequence[str], caller: str) -> Target:
         path = Path(text).absolute()
         return Target(path.name, os.fspath(path), os.fspath(path.parent), [os.fspath(arg) for arg in args])
     module, colon, name = text.partition(":")
+    if not colon and _is_module(module):
+        return Target(text, [module], os.getcwd(), [os.fspath(arg) for arg in args])
     if not colon or not all(part.isidentifier() for part in f"{module}.{name}".split(".")):
         raise ScriptError(f"{caller}: there is no script {text!r} in {os.getcwd()!r}.", script=text)
     if args:
         raise SetupError(f"{caller}: {text} is a function and takes no args, got {list(args)!r}.", argument="args")
     return Target(text, [module, name], os.getcwd(), [])
+
+
+def _is_module(name: str) -> bool:
+    """Whether there is such a module, as far as can be told without importing the packages that it is in."""
+    first, *rest = name.split(".")
+    if not all(part.isidentifier() for part in (first, *rest)):
+        return False
+    at = importlib.machinery.PathFinder.find_spec(first, [os.getcwd(), *sys.path])
+    for part in rest:
+        if at is None or at.submodule_search_locations is None:
+            return False
+        at = importlib.machinery.PathFinder.find_spec(part, at.submodule_search_locations)
+    return at is not None
 
 
 def command(entry: str, what: Target, orders: Mapping[str, Any], told: Path) -> list[str]:
@@ -105,6 +121,10 @@ def play(orders: Mapping[str, Any], store: str) -> None:
     if isinstance(target, str):
         sys.argv = [target, *orders["args"]]
         runpy.run_path(target, run_name="__main__")
+        return
+    if len(target) == 1:
+        sys.argv = [target[0], *orders["args"]]
+        runpy.run_module(target[0], run_name="__main__", alter_sys=True)
         return
     function: Any = importlib.import_module(target[0])
     for name in target[1].split("."):

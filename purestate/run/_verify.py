@@ -47,8 +47,8 @@ def verify_resume(
     that was durable when it died. Where runs differ, they are repeated to find the first step and the tensors that do.
 
     Args:
-        script: The path of a script; or a function that takes a `Store` and trains, by itself or as ``'package.module:name'``.
-            It has to be importable in a new process.
+        script: The path of a script; ``'package.module'``, which runs as by ``python -m``; or a function that takes a `Store` and
+            trains, by itself or as ``'package.module:name'``. It has to be importable in a new process.
         n: How many cuts.
         args: Arguments for the script, as on a command line.
         seed: Decides where it is cut.

@@ -97,10 +97,10 @@ def net() -> nn.Module:
 
 
 def main(
-    store: str, epochs: int = 20, batches: int = 100, *, lr: float = 1e-2, own_data: bool = False, **options: Any
+    store: str, epochs: int = 20, batches: int = 100, *, lr: float = 1e-2, seed: int = 0, own_data: bool = False, **options: Any
 ) -> ps.State:
     """Train at the checkpoint ``run`` of a store: 2,000 steps, of which every second epoch is kept."""
-    state = ps.setup(ps.init(net, seed=0), loss_cls=Loss, optimizer_cls=Adam, optimizer_args=dict(lr=lr))
+    state = ps.setup(ps.init(net, seed=seed), loss_cls=Loss, optimizer_cls=Adam, optimizer_args=dict(lr=lr))
     state = ps.setup(state, epoch_scheduler_cls=Decay, epoch_scheduler_args=dict(gamma=0.99))
     data = Data(2 * batches) if own_data else TensorDataset(*batch(2 * batches))
     ck = ps.Store(store).checkpoint("run", echo=None, notify=None)

@@ -287,6 +287,22 @@ def test_a_script_that_does_not_run(text, says, inside, folder):
         inside(script="other.py")
 
 
+def test_a_module_of_a_package_runs_as_by_python_m(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head, body = SCRIPT.split("\n\ndef net():")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "net.py").write_text(f"from torch import nn\n\n\ndef net():{body.split('def train')[0]}")
+    (tmp_path / "project" / "train.py").write_text(f"{head}\nfrom .net import net\n\n\ndef train{body.split('def train')[1]}")
+    given = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "project.train"]
+    subprocess.run(command, env=given, check=True, capture_output=True, timeout=600)
+    found = ps.audit("ckpts:a", "project.train", args=["-v"], op=0)
+    assert (found.ok, len(found.ops)) == (True, 1)
+    for missing in ("project.nothing", "project.net.train", "project.", "nothing"):
+        with pytest.raises(ScriptError, match=f"there is no script '{missing}'"):
+            ps.audit("ckpts:a", missing)
+
+
 def test_a_script_that_asks_for_nothing(inside, folder):
     (folder / "other.py").write_text("print(1)")
     with pytest.raises(UsageError, match=r"other.py does not ask for train 0 of ckpts:a\."):

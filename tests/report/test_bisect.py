@@ -231,6 +231,15 @@ def test_runs_that_were_asked_other_questions_are_told_apart_by_what_was_asked(s
     assert (anyway.verdict, anyway.parting.epoch, len(anyway.questions)) == ("parted", 1, 1)
 
 
+def test_runs_that_begin_with_other_states_part_before_the_first_step(small):
+    lab, a = small
+    b = lab.record("seeded", seed=1, **SMALL)
+    found = bisect(a, b, lab.script(**SMALL), anyway=True)
+    assert (found.verdict, found.parting.epoch, found.steps) == ("parted", 0, 0)
+    assert "train 0: they begin with other states: b3:" in str(found)
+    assert "--script" not in str(found)
+
+
 def test_a_run_that_ends_before_the_other_is_equal_that_far_and_no_more(small, tmp_path):
     lab, a = small
     shorter = lab.record("shorter", **SMALL | {"epochs": 2})
