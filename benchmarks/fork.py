@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,15 +39,26 @@ def rows(quick: bool) -> list[Row]:
         file = _by_hand_file(Path(folder))
         numbers = itertools.count()
 
-        def fork() -> tuple[Any, ps.State]:
-            selected = store.load("root", like=state)
-            checkpoint = store.checkpoint(f"fork-{next(numbers)}", echo=None)
-            return checkpoint, ps.setup(selected, optimizer_cls=torch.optim.SGD, optimizer_args=SGD)
+        def selected() -> tuple[Any, ps.State]:
+            return store.checkpoint(f"fork-{next(numbers)}", echo=None), store.load("root", like=state)
 
-        cases = {"purestate": timed(fork), "torch.load, load_state_dict": timed(lambda: _fork_by_hand(file))}
-        for case in cases.values():
-            case()
-        found = compare(GROUP, "fork a state of 31.5 MB: ready to be trained", cases, rounds)
+        def fork() -> tuple[Any, ps.State]:
+            checkpoint, root = selected()
+            return checkpoint, ps.setup(root, optimizer_cls=torch.optim.SGD, optimizer_args=SGD)
+
+        found: list[Row] = []
+        copies = Path(folder) / "copies"
+        for name, cases in {
+            "as it is": {"purestate": timed(selected), "a copy of the file": timed(lambda: _copied(file, copies))},
+            "with another optimizer": {
+                "purestate": timed(fork),
+                "torch.load, load_state_dict": timed(lambda: _fork_by_hand(file)),
+            },
+        }.items():
+            for case in cases.values():
+                case()
+            found += compare(GROUP, f"fork a state of 31.5 MB, {name}", cases, rounds)
+        shutil.rmtree(copies)
         added: dict[str, list[float]] = {"itself": [], "begun": [], "from a seed": []}
         for n in range(2):
             before = folder_bytes(Path(folder))
@@ -123,6 +136,11 @@ def _by_hand_file(folder: Path) -> Path:
     file = folder / "root.pt"
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     return file
+
+
+def _copied(file: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    shutil.copy(file, folder / f"{len(os.listdir(folder))}.pt")
 
 
 def _fork_by_hand(file: Path) -> None:
