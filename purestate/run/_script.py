@@ -22,11 +22,14 @@ from purestate.run._store import Store
 __all__ = ["Target", "command", "play", "target"]
 
 _BOOT = (
+    "import signal; hears = signal.getsignal(signal.SIGINT); "
+    "hears is signal.default_int_handler and signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "import importlib, json, sys; orders = json.load(open(sys.argv[1])); sys.path[0] = orders['folder']; "
     "sys.path += [path for path in orders['path'] if path not in sys.path]; "
-    "importlib.import_module(orders['entry']).main(orders)"
+    "entry = importlib.import_module(orders['entry']); signal.signal(signal.SIGINT, hears); entry.main(orders)"
 )
-"""What a process begins with: the script's folder comes first, as if it had been called by its name."""
+"""What a process begins with: the script's folder comes first, as if it had been called by its name. Ctrl-C during its imports
+ends it without a word: the traceback would be of ours."""
 
 
 @dataclass(frozen=True)

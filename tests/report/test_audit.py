@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from purestate.report import _audit
 from purestate.report._audit import AuditReport
 from purestate.run import _audit_script, _mode
 from purestate.run._ledger import Ledger
-from purestate.run._script import command
+from purestate.run._script import command, target
 from purestate.store import _placed
 from purestate.store._disk import DiskBackend
 from purestate.train import _place
@@ -294,13 +295,23 @@ def test_a_module_of_a_package_runs_as_by_python_m(tmp_path, monkeypatch):
     (tmp_path / "project" / "net.py").write_text(f"from torch import nn\n\n\ndef net():{body.split('def train')[0]}")
     (tmp_path / "project" / "train.py").write_text(f"{head}\nfrom .net import net\n\n\ndef train{body.split('def train')[1]}")
     given = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "project.train"]
-    subprocess.run(command, env=given, check=True, capture_output=True, timeout=600)
+    recording = [sys.executable, "-m", "project.train"]
+    subprocess.run(recording, env=given, check=True, capture_output=True, timeout=600)
     found = ps.audit("ckpts:a", "project.train", args=["-v"], op=0)
     assert (found.ok, len(found.ops)) == (True, 1)
     for missing in ("project.nothing", "project.net.train", "project.", "nothing"):
         with pytest.raises(ScriptError, match=f"there is no script '{missing}'"):
             ps.audit("ckpts:a", missing)
+
+
+def test_ctrl_c_while_the_process_begins_has_no_traceback(tmp_path):
+    (tmp_path / "script.py").touch()
+    (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n")
+    given = command("slow", target(tmp_path / "script.py", [], "audit"), {}, tmp_path / "orders")
+    orders = json.loads((tmp_path / "orders").read_text())
+    (tmp_path / "orders").write_text(json.dumps({**orders, "entry": "slow"}))
+    ran = subprocess.run(given, capture_output=True, text=True, timeout=600)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_script_that_asks_for_nothing(inside, folder):
