@@ -20,8 +20,8 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from select import select
-from socket import send_fds, socketpair
+from select import POLLIN, poll
+from socket import send_fds, socket, socketpair
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -361,7 +361,7 @@ def shared_writer() -> Writer:
 def _receive(process: _Process, timeout: float | None) -> bool | None:
     """Give the oldest waiting job its answer. False: none came in time. None: the process is gone, all jobs know it."""
     while b"\n" not in process.received:
-        if not select([process.channel], [], [], timeout)[0]:
+        if not _readable(process.channel, timeout):
             return False
         try:
             data = process.channel.recv(1 << 16)
@@ -379,6 +379,12 @@ def _receive(process: _Process, timeout: float | None) -> bool | None:
     if process.waiting and process.waiting[0].number == answer["number"]:  # else its order was interrupted
         process.waiting.pop(0).answer = answer
     return True
+
+
+def _readable(channel: socket, timeout: float | None) -> bool:
+    poller = poll()  # `select` takes no descriptor above 1023
+    poller.register(channel, POLLIN)
+    return bool(poller.poll(None if timeout is None else timeout * 1000))
 
 
 def _scratch() -> int:

@@ -325,3 +325,13 @@ def test_memory_that_cannot_be_had_in_advance_is_asked_for_again(own, monkeypatc
         with pytest.raises(StoreWriteError, match="resume point of checkpoint 'a'"):
             own.save_resume("a", {}, {"params": {"w": torch.ones(3)}})
     own.save_resume("a", {}, {"params": {"w": torch.ones(3)}}).result()
+
+
+def test_more_open_files_than_select_knows(run, tmp_store_path):
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+assert backend.has(put(1))
+"""
+    run(PUT + code, tmp_store_path)
