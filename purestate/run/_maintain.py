@@ -14,7 +14,7 @@ from purestate.run._named import code_of
 from purestate.run._named import items_of as items_of_snapshot
 from purestate.store._backend import Backend
 
-__all__ = ["items_of", "named", "needed", "roots", "taken_back", "voided"]
+__all__ = ["items_of", "named", "needed", "outlived", "roots", "taken_back", "voided"]
 
 _NOTHING = frozenset({"checkpoint", "train", "epoch", "drop", "reset", "accept", "alias"})
 """Kinds of records that name no item."""
@@ -77,6 +77,22 @@ def named(records: Sequence[RecordLike]) -> dict[str, tuple[str, bool]]:
 def needed(records: Sequence[RecordLike]) -> set[str]:
     """Return the items of which somebody would miss one."""
     return {digest for digest, (_, is_needed) in named(records).items() if is_needed}
+
+
+def outlived(records: Sequence[RecordLike], point: Mapping[str, Any]) -> bool:
+    """Return whether a resume point is of no use any more: its train has an answer as far as the point goes, or was voided.
+
+    A point that is further on than what was asked for since stays: who asks for more goes on from it.
+    """
+    start = next((record for record in records if record.kind == "train" and record.digest == point.get("of")), None)
+    if start is None or start.seq in voided(records):
+        return True
+    try:
+        last = max((r.body["last"] for r in records if r.kind == "done" and r.body["of"] == start.seq), default=0)
+        epochs = [*map(int, point["states"]), *([int(point["position"]["n"])] if "position" in point else [])]
+        return max(epochs) <= last
+    except (LookupError, TypeError, ValueError):  # of another version, or of a stranger
+        return False
 
 
 def roots(backend: Backend, *, with_voided: bool) -> set[str]:

@@ -194,16 +194,17 @@ class _Store:
         """
         if level not in get_args(Level):
             raise SetupError(f"check: level must be one of {get_args(Level)}, got {level!r}.", argument="level")
-        from purestate.run._maintain import items_of, needed
+        from purestate.run._maintain import items_of, needed, outlived
         from purestate.store._check import check
 
-        return check(self._backend, items_of, level, needed)
+        return check(self._backend, items_of, level, needed, outlived)
 
     def repair(self) -> RepairReport:
         """Mend what can be mended in one way only, and nothing else.
 
         Last lines that a crash cut short are cut off, with a copy kept beside the log; files of writers that were killed are
-        removed. What is damaged stays as it is: `check` says what to do. What is being written now is left alone.
+        removed, as are resume points whose op is done. What is damaged stays as it is: `check` says what to do. What is being
+        written now is left alone.
 
         Raises:
             StoreWriteError: The store cannot be written.
@@ -212,7 +213,9 @@ class _Store:
             See above; a line in the store's journal if anything was done.
         """
         must_record("Store.repair")
-        return self._backend.repair()
+        from purestate.run._maintain import outlived
+
+        return self._backend.repair(outlived)
 
     def gc(self, *, dry_run: bool = False, voided: bool = False, timeout: float | None = 60.0) -> GcReport:
         """Remove the items that no record names: those of deleted checkpoints, of dropped epochs, of writers that were killed.

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from purestate.store._report import Finding, GcReport, RepairReport
 
-__all__ = ["Backend", "Handle", "Leaf", "Log", "Point", "not_found", "taken_name"]
+__all__ = ["Backend", "Handle", "Leaf", "Log", "Outlived", "Point", "not_found", "taken_name"]
 
 Point = tuple[dict[str, Any], dict[str, "dict[str, torch.Tensor]"]]
 """A resume point: its body, and flat trees of tensors by name."""
+
+Outlived = Callable[[Sequence[Record], Mapping[str, Any]], bool]
+"""Returns whether a resume point, of which it gets the body, is of no use any more, as the records of its checkpoint tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,16 +327,21 @@ class Backend(Protocol):
         """Yield what is odd about the journal."""
         ...
 
-    def strays(self, named: Collection[str] | None) -> Iterator[Finding]:
+    def strays(self, named: Collection[str] | None, outlived: Outlived | None = None) -> Iterator[Finding]:
         """Yield what lies about and belongs to nothing.
 
         Args:
             named: The items that records name; None if that is not known.
+            outlived: As for `repair`.
         """
         ...
 
-    def repair(self) -> RepairReport:
-        """Mend what can be mended in one way only: torn last lines, and what killed writers left."""
+    def repair(self, outlived: Outlived | None = None) -> RepairReport:
+        """Mend what can be mended in one way only: torn last lines, and what killed writers left.
+
+        Args:
+            outlived: Tells of resume points whether they have outlived their op; they stay if left out.
+        """
         ...
 
     def collect(self, named: Callable[[], Collection[str]], *, dry_run: bool, timeout: float | None, **details: Any) -> GcReport:

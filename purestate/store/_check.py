@@ -11,7 +11,7 @@ from purestate.store._report import CheckReport, Finding, Level
 from purestate.store._taken import begun, taken
 
 if TYPE_CHECKING:
-    from purestate.store._backend import Backend
+    from purestate.store._backend import Backend, Outlived
 
 __all__ = ["ItemsOf", "Needed", "check"]
 
@@ -24,7 +24,9 @@ Needed = Callable[[Sequence[Record]], Collection[str]]
 _ORDER = ("damaged", "missing", "gone", "torn", "foreign", "rubbish")
 
 
-def check(backend: Backend, items_of: ItemsOf, level: Level, needed: Needed | None = None) -> CheckReport:
+def check(
+    backend: Backend, items_of: ItemsOf, level: Level, needed: Needed | None = None, outlived: Outlived | None = None
+) -> CheckReport:
     """Return what is wrong in a store. See `purestate.run._store.Store.check`.
 
     Args:
@@ -32,6 +34,7 @@ def check(backend: Backend, items_of: ItemsOf, level: Level, needed: Needed | No
         items_of: Says what a record names.
         level: How close to look.
         needed: Says which of what the records of a checkpoint name nobody may miss; all of it if left out.
+        outlived: Says which resume points are of no use any more; none is looked at if left out.
     """
     findings: list[Finding] = []
     named: dict[str, str] = {}
@@ -75,7 +78,8 @@ def check(backend: Backend, items_of: ItemsOf, level: Level, needed: Needed | No
             faults = backend.faults(digest, what, hashed=level == "bytes")
             spared = digest in gone or digest not in missed
             findings += (_of_item(digest, error) for error in faults if not (spared and _is_missing(error)))
-        findings += backend.strays(None if any(finding.kind == "damaged" for finding in findings) else named.keys())
+        known = None if any(finding.kind == "damaged" for finding in findings) else named.keys()
+        findings += backend.strays(known, outlived)
     return CheckReport(level, len(ids), records, len(named), tuple(sorted(findings, key=lambda found: _ORDER.index(found.kind))))
 
 

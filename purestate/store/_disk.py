@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from purestate.errors import CorruptLogError, FormatVersionError, StoreError, StoreWriteError
-from purestate.store._backend import Handle, Leaf, Point, not_found, taken_name
+from purestate.store._backend import Handle, Leaf, Outlived, Point, not_found, taken_name
 from purestate.store._files import make_folder, must_be_inside, read_file, sync_folder, unique, write_errors, write_file
 from purestate.store._journal import Journal
 from purestate.store._layout import FORMAT_VERSION, Layout, check_id, is_id
@@ -23,12 +23,13 @@ from purestate.store._locks import FileLock
 from purestate.store._log import DiskLog
 from purestate.store._mounts import warn_of_network
 from purestate.store._placed import placed
+from purestate.store._report import Finding
 
 if TYPE_CHECKING:
     import torch
 
     from purestate.store._items import Items
-    from purestate.store._report import Finding, GcReport, RepairReport
+    from purestate.store._report import GcReport, RepairReport
     from purestate.store._resume import Points
     from purestate.store._writer import Writer
 
@@ -247,13 +248,17 @@ class DiskBackend:
 
         return odd_lines(self._journal.bad_lines())
 
-    def strays(self, named: Collection[str] | None) -> Iterator[Finding]:
+    def strays(self, named: Collection[str] | None, outlived: Outlived | None = None) -> Iterator[Finding]:
         """Yield what lies about in the folder."""
+        from purestate.store._repair import outlived_points
         from purestate.store._sweep import strays
 
-        return strays(self._layout, named)
+        yield from strays(self._layout, named)
+        for id in outlived_points(self, self._layout, outlived):
+            what = "the op that it belonged to is done, and its writer was killed before it removed it, or does so just now"
+            yield Finding("rubbish", f"checkpoints/{id}/resume", what, "store.repair() removes it.")
 
-    def repair(self) -> RepairReport:
+    def repair(self, outlived: Outlived | None = None) -> RepairReport:
         """Mend what can be mended in one way only.
 
         Effects:
@@ -261,7 +266,7 @@ class DiskBackend:
         """
         from purestate.store._repair import repair
 
-        return repair(self, self._layout)
+        return repair(self, self._layout, outlived)
 
     def collect(self, named: Callable[[], Collection[str]], *, dry_run: bool, timeout: float | None, **details: Any) -> GcReport:
         """Remove the items that ``named`` does not return.

@@ -12,7 +12,7 @@ import torch
 
 from purestate.core._hash import dtype_name, leaf_hash, short, tree_hash
 from purestate.errors import MissingSnapshotError, MutatedStateError, StoreError
-from purestate.store._backend import Handle, Leaf, Point, not_found, taken_name
+from purestate.store._backend import Handle, Leaf, Outlived, Point, not_found, taken_name
 from purestate.store._described import missing
 from purestate.store._items import unknown_leaf
 from purestate.store._journal import entry
@@ -148,14 +148,16 @@ class MemoryBackend:
         """Yield nothing: there is no file that could be damaged."""
         return iter(())
 
-    def strays(self, named: Collection[str] | None) -> Iterator[Finding]:
+    def strays(self, named: Collection[str] | None, outlived: Outlived | None = None) -> Iterator[Finding]:
         """Yield the items that no record names."""
+        del outlived
         for digest in self._items:
             if named is not None and digest not in named:
                 yield Finding("rubbish", f"item {short(digest)}", "no record names it", "store.gc() removes it.")
 
-    def repair(self) -> RepairReport:
+    def repair(self, outlived: Outlived | None = None) -> RepairReport:
         """Do nothing: no kill leaves anything."""
+        del outlived
         return RepairReport((), (), 0)
 
     def collect(self, named: Callable[[], Collection[str]], *, dry_run: bool, timeout: float | None, **details: Any) -> GcReport:

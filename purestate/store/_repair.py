@@ -6,6 +6,7 @@ journal is written before: it may name something that is still there, and never 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -15,20 +16,35 @@ from purestate.errors import StoreError, StoreLockedError
 from purestate.store._layout import Layout
 from purestate.store._locks import FileLock
 from purestate.store._report import Finding, GcReport, RepairReport
-from purestate.store._sweep import Leftover, empty_trash, leftovers, must_know_every_log, size_of, throw_away, trash
+from purestate.store._sweep import (
+    Leftover,
+    empty_trash,
+    leftovers,
+    must_know_every_log,
+    points,
+    size_of,
+    throw_away,
+    trash,
+)
 
 if TYPE_CHECKING:
+    from purestate.store._backend import Outlived
     from purestate.store._disk import DiskBackend
     from purestate.store._log import DiskLog
 
-__all__ = ["collect", "odd_lines", "repair"]
+__all__ = ["collect", "odd_lines", "outlived_points", "repair"]
 
 _PATIENCE = 1.0
 """Seconds to wait for a lock: what is locked is being written, and needs no repair now."""
 
 
-def repair(backend: DiskBackend, layout: Layout) -> RepairReport:
+def repair(backend: DiskBackend, layout: Layout, outlived: Outlived | None) -> RepairReport:
     """Cut off torn last lines, and remove what killed writers left. See `purestate.run._store.Store.repair`.
+
+    Args:
+        backend: The store's.
+        layout: Its layout.
+        outlived: See `purestate.store._backend.Backend.repair`.
 
     Effects:
         A file ``torn-…`` beside each log that is cut, fewer files, and a line in the journal that says what was done.
@@ -45,14 +61,18 @@ def repair(backend: DiskBackend, layout: Layout) -> RepairReport:
             logs[id] = backend.log(id)
         except StoreError as error:  # which is for people to decide
             left.append(error.problem)
+    over = set(outlived_points(backend, layout, outlived))
     for id, log in logs.items():
-        if not log.torn and id not in by_lock:
+        if not log.torn and id not in by_lock and id not in over:
             continue
         try:
             with log.lock(_PATIENCE):
                 if cut := log.mend():
                     done.append(f"checkpoints/{id}/log.jsonl: a torn last line of {cut} bytes was cut off; a copy is beside it")
                 _throw(layout, by_lock.get(id, []), done)
+                if id in outlived_points(backend, layout, outlived, [id]):  # nobody has begun an op since
+                    throw_away(layout, [layout.resume(id)])
+                    done.append(f"checkpoints/{id}/resume: removed; its op was done, and its writer was killed")
         except StoreLockedError:
             left.append(f"checkpoints/{id}")
     if by_lock[None]:
@@ -95,6 +115,21 @@ def collect(
             throw_away(layout, [layout.item(digest) for digest in report.items])
     empty_trash(layout)
     return report
+
+
+def outlived_points(
+    backend: DiskBackend, layout: Layout, outlived: Outlived | None, ids: Iterable[str] | None = None
+) -> Iterator[str]:
+    """Yield the checkpoints whose resume points have all outlived their op."""
+    if outlived is None:
+        return
+    for id in backend.ids() if ids is None else ids:
+        # before the log: an op that has begun since has a record in it
+        if bodies := points(layout, id):
+            with contextlib.suppress(StoreError):  # of a damaged log `check` says more
+                records = backend.log(id).records
+                if all(outlived(records, body) for body in bodies):
+                    yield id
 
 
 def odd_lines(numbers: Iterable[int]) -> Iterator[Finding]:

@@ -10,16 +10,29 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from purestate.errors import StoreError
-from purestate.store._files import files_below, make_folder, must_be_inside, sync_folder, unique, write_errors
-from purestate.store._layout import ITEM_META, Layout, is_id
+from purestate.store._files import files_below, make_folder, must_be_inside, read_file, sync_folder, unique, write_errors
+from purestate.store._layout import ITEM_META, RESUME_META, Layout, is_id
+from purestate.store._record import unseal
 from purestate.store._report import Finding
 
-__all__ = ["Emptied", "Leftover", "empty_trash", "leftovers", "must_know_every_log", "size_of", "strays", "throw_away", "trash"]
+__all__ = [
+    "Emptied",
+    "Leftover",
+    "empty_trash",
+    "leftovers",
+    "must_know_every_log",
+    "points",
+    "size_of",
+    "strays",
+    "throw_away",
+    "trash",
+]
 
 _TMP = re.compile(r"tmp-[0-9a-f]{24}")
 _TORN = re.compile(r"torn-[0-9a-f]{24}")
@@ -59,6 +72,17 @@ def leftovers(layout: Layout) -> Iterator[Leftover]:
         for folder in (layout.checkpoint(id), layout.resume(id)):
             for name in _names(folder, _TMP):
                 yield Leftover(folder / name, "was being written when its writer was killed, or is just now", id)
+
+
+def points(layout: Layout, id: str) -> list[Mapping[str, Any]]:
+    """Return the bodies of the resume points of a checkpoint that can be read, without their tensors."""
+    bodies: list[Mapping[str, Any]] = []
+    for name in _names(layout.resume(id), _NUMBER):
+        with contextlib.suppress(StoreError, OSError):
+            point = unseal(read_file(layout.resume(id) / name / RESUME_META, layout.root).removesuffix(b"\n"))
+            if point is not None and isinstance(point.get("body"), dict):
+                bodies.append(point["body"])
+    return bodies
 
 
 def strays(layout: Layout, named: Collection[str] | None) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from purestate.run._ledger import Ledger
 from purestate.run._lineage import ancestors, restore_parent
 from purestate.run._maintain import items_of, named, roots, voided
 from purestate.run._snapshot import items_of as items_of_snapshot
+from purestate.store._disk import DiskBackend
 from purestate.store._record import EMPTY_HEAD, encode
 from tests.run.tiny import Ask, checkpoint, loader, start
 
@@ -121,6 +122,44 @@ def test_a_store_in_use_is_ok(store):
     assert store.repair().done == ()
     with pytest.raises(errors.SetupError, match="level must be one of"):
         store.check("everything")
+
+
+def test_a_resume_point_whose_op_is_done_is_told_and_removed(disk, monkeypatch):
+    folder = disk._backend.path / "checkpoints" / "a" / "resume"
+    with monkeypatch.context() as killed:  # before it could remove them
+        killed.setattr(DiskBackend, "clear_resume", lambda self, id: None)
+        checkpoint(disk, "a").train(start(), loader(), VAL, epochs=3, resume_every="epoch")
+    assert folder.exists()
+    report = disk.check("bytes")
+    assert (report.ok, [(found.kind, found.place) for found in report.findings]) == (True, [("rubbish", "checkpoints/a/resume")])
+    with checkpoint(disk, "a")._ledger.writing():
+        assert folder.exists()
+        assert ps.Store(disk._backend.path).repair().left == ("checkpoints/a",)
+    [done] = disk.repair().done
+    assert done.startswith("checkpoints/a/resume: removed")
+    assert not folder.exists()
+    assert disk.check("bytes").findings == ()
+
+
+def test_a_resume_point_that_somebody_may_go_on_from_stays(disk):
+    folder = disk._backend.path / "checkpoints" / "a" / "resume"
+
+    def stop(epoch: ps.EpochView) -> None:
+        if len([*folder.glob("0*")]) == 2:  # the second is of a later epoch than the first
+            raise KeyboardInterrupt
+
+    def ask(epochs: int, **options: Any) -> ps.State:
+        return checkpoint(disk, "a").train(start(), loader(), VAL, epochs=epochs, resume_every="epoch", **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(100_000, on_epoch=stop)
+    ran = sum(record.kind == "epoch" for record in records(disk, "a"))
+    for _ in range(2):
+        assert (disk.check().findings, disk.repair().done, folder.exists()) == ((), (), True)
+        ask(1)  # less than the point holds
+    ask(ran + 1)
+    assert not folder.exists()
+    assert disk.check("bytes").findings == ()
 
 
 def test_the_golden_store_is_ok():
