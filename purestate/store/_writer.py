@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from select import POLLIN, poll
-from socket import send_fds, socket, socketpair
+from socket import MSG_DONTWAIT, send_fds, socket, socketpair
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,9 @@ _SCRIPT = Path(__file__).with_name("_worker.py")
 _MOST_BYTES = 1 << 30
 """How much shared memory orders may hold that are not done. One that is larger waits until it is alone."""
 
+_LOOK_AGAIN_SECONDS = 1.0
+"""How long to wait for an answer before looking whether the handler of a signal, which wrote meanwhile, has taken it in."""
+
 
 class _Process:
     """One running writer process and the jobs that it has not answered, oldest first."""
@@ -63,7 +66,7 @@ class _Process:
             )
         self.waiting: list[Job] = []
         self.numbers = itertools.count()
-        self.received = b""
+        self.received: list[bytes] = []
 
     def last_words(self) -> str:
         """Return the end of what the process wrote to its standard error."""
@@ -249,8 +252,8 @@ class Writer:
         """
         try:
             with self._own():
-                while self._held() and self._held() + order.size > _MOST_BYTES and self._receive(None):
-                    pass
+                while (held := self._held()) and held + order.size > _MOST_BYTES:
+                    self._receive(_LOOK_AGAIN_SECONDS)
                 running = self._running()
                 memory = self._memory(order)
                 try:
@@ -291,8 +294,8 @@ class Writer:
     def wait(self, job: Job) -> dict[str, Any]:
         """Return the answer to a job."""
         with self._own():
-            while job.answer is None and self._receive(None):
-                pass
+            while any(job in process.waiting for process in self._process):
+                self._receive(_LOOK_AGAIN_SECONDS)
         if job.answer is None:
             return {"error": "It was handed over by the process that this one was forked from."}
         return job.answer
@@ -337,13 +340,13 @@ class Writer:
     def _running(self) -> _Process:
         if self._process and self._process[0].popen.poll() is not None:
             while self._process:
-                self._receive(None)
+                self._receive(_LOOK_AGAIN_SECONDS)
         if not self._process:
             self._process.append(_Process())
         return self._process[0]
 
-    def _receive(self, timeout: float | None) -> bool:
-        """Take one answer in; False if there was none in time, or no process is left to give one."""
+    def _receive(self, timeout: float) -> bool:
+        """Take answers in; False if there was none in time, or no process is left to give one."""
         if not self._process:
             return False
         arrived = _receive(self._process[0], timeout)
@@ -358,33 +361,42 @@ def shared_writer() -> Writer:
     return Writer()
 
 
-def _receive(process: _Process, timeout: float | None) -> bool | None:
-    """Give the oldest waiting job its answer. False: none came in time. None: the process is gone, all jobs know it."""
-    while b"\n" not in process.received:
-        if not _readable(process.channel, timeout):
-            return False
-        try:
-            data = process.channel.recv(1 << 16)
-        except ConnectionError:
-            data = b""
-        if not data:
-            text = process.last_words()
-            for job in process.waiting:
-                job.answer = {"error": f"The writer process ended early. {text}".strip()}
-            process.waiting.clear()
-            return None
-        process.received += data
-    line, _, process.received = process.received.partition(b"\n")
-    answer = json.loads(line)
-    if process.waiting and process.waiting[0].number == answer["number"]:  # else its order was interrupted
-        process.waiting.pop(0).answer = answer
+def _receive(process: _Process, timeout: float) -> bool | None:
+    """Give waiting jobs their answers. False: none came in time. None: the process is gone, all jobs know it.
+
+    An interrupt may end this between any two steps, and a handler of a signal may write there, which takes answers in as well.
+    So nothing is lost between two of them, and none goes wrong when it is done twice.
+    """
+    if not (process.received or _readable(process.channel, timeout)):
+        return False
+    try:
+        process.received.extend(map(process.channel.recv, [1 << 16], [MSG_DONTWAIT]))  # taken and kept in one step
+    except BlockingIOError:
+        pass
+    except ConnectionError:
+        process.received.append(b"")
+    taken = tuple(process.received)
+    if not all(taken):
+        text = process.last_words()
+        for job in process.waiting:
+            job.answer = {"error": f"The writer process ended early. {text}".strip()}
+        process.waiting.clear()
+        return None
+    if (lines := b"".join(taken)).endswith(b"\n"):
+        answers = {answer["number"]: answer for answer in map(json.loads, lines.splitlines())}
+        for job in tuple(process.waiting):  # one whose order was interrupted does not wait
+            if job.number in answers:
+                job.answer = answers[job.number]
+                with contextlib.suppress(ValueError):
+                    process.waiting.remove(job)
+        del process.received[: len(taken)]
     return True
 
 
-def _readable(channel: socket, timeout: float | None) -> bool:
+def _readable(channel: socket, timeout: float) -> bool:
     poller = poll()  # `select` takes no descriptor above 1023
     poller.register(channel, POLLIN)
-    return bool(poller.poll(None if timeout is None else timeout * 1000))
+    return bool(poller.poll(timeout * 1000))
 
 
 def _scratch() -> int:
@@ -428,6 +440,6 @@ def _close(processes: list[_Process], pid: int) -> None:
         return
     while processes:
         process = processes[0]
-        while process.waiting and _receive(process, None):
-            pass
+        while process.waiting:
+            _receive(process, _LOOK_AGAIN_SECONDS)
         processes.pop().stop()

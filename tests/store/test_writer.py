@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,7 @@ print(pid(), [name for name in ("jax", "orbax", "tensorstore") if name in sys.mo
 def test_a_fork_has_a_writer_of_its_own(run, tmp_store_path):
     code = """
 import warnings
+from purestate.errors import StoreWriteError
 put(1)
 mine = pid()
 handle = backend.save_resume("a", {}, {"params": {"w": torch.ones(3)}})
@@ -263,7 +265,6 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("how", ["workers", "spawn"])
 def test_loader_workers_and_spawned_processes_write_without_a_warning(tmp_path, tmp_store_path, how):
     import subprocess
-    import sys
 
     from tests.store.conftest import ROOT
 
@@ -313,6 +314,56 @@ def test_an_order_that_was_interrupted_leaves_no_doubt_for_the_next(own, monkeyp
     assert own.get(put(own, 2))["w"].tolist() == [2.0] * 10
     own.save_resume("a", {}, {"params": {"w": torch.ones(3)}}).result()
     own._writer.close()
+
+
+def test_an_answer_that_was_interrupted_at_any_line_is_taken_in_later(own, wait_until):
+    own.save_resume("a", {}, {"params": {"w": torch.ones(3)}}).result()
+    interrupted = []
+
+    def at(line: int) -> Any:
+        def trace(frame: Any, event: str, _: object) -> Any:
+            if frame.f_code is not _writer._receive.__code__:
+                return None
+            if event == "line" and frame.f_lineno == line and line not in interrupted:
+                interrupted.append(line)
+                raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    for line in sorted({line for *_, line in _writer._receive.__code__.co_lines() if line}):
+        handle = own.save_resume("a", {"line": line}, {"params": {"w": torch.ones(3)}})
+        before = sys.gettrace()
+        sys.settrace(at(line))
+        try:
+            handle.result()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        wait_until(handle.done)
+        handle.result()
+        assert own.has(put(own, line))
+    assert len(interrupted) > 8
+    assert own.load_resume("a")[0] == {"line": line}
+
+
+def test_an_answer_that_the_handler_of_a_signal_has_taken_in_is_not_waited_for(own, monkeypatch):
+    """The handler runs in the middle of the wait, and writes itself: it gets both answers."""
+
+    def handle(*arguments: Any) -> bool:
+        if not handled:
+            handled.append(None)
+            handled[0] = put(own, 2)
+        return readable(*arguments)
+
+    handled: list[Any] = []
+    readable = _writer._readable
+    monkeypatch.setattr(_writer, "_readable", handle)
+    monkeypatch.setattr(_writer, "_LOOK_AGAIN_SECONDS", 0.01)
+    first = put(own, 1)
+    assert own.get(first)["w"].tolist() == [1.0] * 10
+    assert own.get(handled[0])["w"].tolist() == [2.0] * 10
 
 
 def test_memory_that_cannot_be_had_in_advance_is_asked_for_again(own, monkeypatch):
