@@ -146,16 +146,23 @@ class _Memory:
     that is there and mapped, copying takes half the time of writing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 0) -> None:
+        """Take none yet, or ``size`` bytes that are kept: mapped, and got from the kernel, where most of the time goes."""
         self.fd = _scratch()
         self._map: mmap.mmap | None = None
+        try:
+            if size:
+                os.ftruncate(self.fd, size)
+                self._map = mmap.mmap(self.fd, size)
+                np.frombuffer(self._map, np.uint8)[:: mmap.PAGESIZE] = 0
+        except BaseException:
+            self.close()
+            raise
 
-    def reserve(self, size: int) -> None:
-        """Map ``size`` bytes and get them from the kernel, where most of the time goes."""
-        os.ftruncate(self.fd, size)
-        if size:
-            self._map = mmap.mmap(self.fd, size)
-            np.frombuffer(self._map, np.uint8)[:: mmap.PAGESIZE] = 0
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is mapped, for orders that come again."""
+        return self._map is not None
 
     def write(self, data: memoryview | bytes, offset: int) -> None:
         """Put bytes at an offset."""
@@ -233,13 +240,7 @@ class Writer:
         with self._own(), contextlib.suppress(OSError):  # the order that needs it says so
             if self._kept:
                 return
-            memory = _Memory()
-            try:
-                memory.reserve(size)
-            except BaseException:
-                memory.close()
-                raise
-            self._kept.append(memory)
+            self._kept.append(_Memory(size))
 
     def submit(self, order: Order) -> Job:
         """Hand an order over; its tensors may change as soon as this returns.
@@ -265,9 +266,9 @@ class Writer:
                     except BaseException:
                         # interrupted: nobody knows whether it was sent, nobody waits for it, and the process may be reading
                         running.waiting.remove(job)
-                        with contextlib.suppress(ValueError):
-                            self._kept.remove(memory)
                         raise
+                    if memory.is_kept and not self._kept:
+                        self._kept.append(memory)
                     return job
                 finally:
                     if memory not in self._kept:
@@ -318,16 +319,12 @@ class Writer:
         return self._lock
 
     def _memory(self, order: Order) -> _Memory:
-        """Return memory for an order: what was kept, if the process is not reading it."""
+        """Return memory for an order: what was kept, if the process is not reading it. Nobody else gets it until it is sent."""
         while self._kept and self._receive(0.0):
             pass
         if self._kept and not (self._process and self._process[0].waiting):
-            return self._kept[0]
-        memory = _Memory()
-        if order.again and not self._kept:
-            self._kept.append(memory)
-            memory.reserve(order.size)
-        return memory
+            return self._kept.pop()
+        return _Memory(order.size if order.again and not self._kept else 0)
 
     def _held(self) -> int:
         """Bytes of the orders that are not done."""

@@ -159,6 +159,10 @@ if child == 0:
         put(2)
         assert pid() != mine
         assert not handle.done()
+        try:
+            handle.result()
+        except StoreWriteError as error:
+            assert "forked" in str(error)
         backend.close()
         os._exit(0)
     finally:
@@ -364,6 +368,28 @@ def test_an_answer_that_the_handler_of_a_signal_has_taken_in_is_not_waited_for(o
     first = put(own, 1)
     assert own.get(first)["w"].tolist() == [1.0] * 10
     assert own.get(handled[0])["w"].tolist() == [2.0] * 10
+
+
+def test_what_the_handler_of_a_signal_writes_while_memory_is_filled_goes_elsewhere(own):
+    def points(value: float) -> dict[str, dict[str, torch.Tensor]]:
+        return {"t": {str(n): torch.full((100,), value) for n in range(3)}}
+
+    def interrupted(write: Any) -> Any:
+        def fill(data: Any, offset: int) -> None:
+            write(data, offset)
+            if not handled:
+                handled.append(None)
+                own.save_resume("b", {}, points(2)).result()
+
+        return fill
+
+    handled: list[Any] = []
+    own.save_resume("a", {}, points(0)).result()  # keeps its memory
+    memory = own._writer._kept[0]
+    memory.write = interrupted(memory.write)
+    own.save_resume("a", {}, points(1)).result()
+    for id, value in (("a", 1), ("b", 2)):
+        assert all(leaf.tolist() == [value] * 100 for leaf in own.load_resume(id)[1]["t"].values())
 
 
 def test_memory_that_cannot_be_had_in_advance_is_asked_for_again(own, monkeypatch):
