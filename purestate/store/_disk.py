@@ -18,7 +18,7 @@ from purestate.errors import CorruptLogError, FormatVersionError, StoreError, St
 from purestate.store._backend import Handle, Leaf, Outlived, Point, not_found, taken_name
 from purestate.store._files import make_folder, must_be_inside, read_file, sync_folder, unique, write_errors, write_file
 from purestate.store._journal import Journal
-from purestate.store._layout import FORMAT_VERSION, Layout, check_id, is_id
+from purestate.store._layout import FORMAT_FILE, FORMAT_VERSION, Layout, check_id, is_id
 from purestate.store._locks import FileLock
 from purestate.store._log import DiskLog
 from purestate.store._mounts import warn_of_network
@@ -59,7 +59,7 @@ class DiskBackend:
         told = _check_format(Layout(self._path))
         self.anonymous = told == _MINIMAL if anonymous is None else anonymous
         self._layout = Layout(self._path, anonymous=self.anonymous)
-        self._known, self._prepared = told is not None, False
+        self._prepared = False
         self._journal = Journal(self._layout)
         self._shared = FileLock(self._layout.store_lock, f"the store {os.fspath(path)!r}", shared=True)
 
@@ -243,10 +243,13 @@ class DiskBackend:
         return self._journal.entries()
 
     def oddities(self) -> Iterator[Finding]:
-        """Yield what is odd about the journal."""
+        """Yield what is odd about the journal and the version of the store."""
         from purestate.store._repair import odd_lines
 
-        return odd_lines(self._journal.bad_lines())
+        if not self._layout.format.exists() and self.ids():
+            text = _ANONYMOUS if self.anonymous else _FORMAT
+            yield Finding("missing", FORMAT_FILE, "there are checkpoints, and no version of the store", _WRITE.format(text))
+        yield from odd_lines(self._journal.bad_lines())
 
     def strays(self, named: Collection[str] | None, outlived: Outlived | None = None) -> Iterator[Finding]:
         """Yield what lies about in the folder."""
@@ -286,29 +289,31 @@ class DiskBackend:
             self._writer.close()
 
     def _prepare(self) -> None:
-        if self._prepared:
+        with write_errors(self._path, "a store"):
+            told = self._layout.format.exists()
+        if self._prepared and told:  # somebody may have removed or moved the folder since
             return
         warn_of_network(self._path)
-        if not self._known:
+        if not told:
             with write_errors(self._path, "a store"):
                 make_folder(self._path)
                 # The lock says to whoever repairs that a file of this name may be on its way.
-                if not self._layout.format.exists():
-                    with self.writing():
-                        text = _ANONYMOUS if self.anonymous else _FORMAT
-                        write_file(self._layout.format, text.encode("ascii") + b"\n")
+                with self.writing():
+                    text = _ANONYMOUS if self.anonymous else _FORMAT
+                    write_file(self._layout.format, text.encode("ascii") + b"\n")
         with write_errors(self._path, "a store"):
             must_be_inside(self._layout.checkpoints, self._path)
             make_folder(self._layout.checkpoints)
             for folder in (self._path, self._path.parent):  # whoever made these names may have been killed before the sync
                 sync_folder(folder)
-        self._known = self._prepared = True
+        self._prepared = True
 
     def __repr__(self) -> str:
         return f"DiskBackend({os.fspath(self._path)!r})"
 
 
 _FULL, _MINIMAL = "full", "minimal"
+_WRITE = "Put back a copy of it, or write {} into it, as the next record does."
 
 
 def _check_format(layout: Layout) -> str | None:

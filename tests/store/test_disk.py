@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from tempfile import gettempdir
@@ -19,6 +20,7 @@ from purestate.errors import (
     StoreLockedError,
     StoreWriteError,
 )
+from purestate.store._check import check
 from purestate.store._disk import DiskBackend
 from purestate.store._layout import FORMAT_VERSION, check_id
 from tests.store.conftest import digest_of
@@ -59,6 +61,33 @@ def test_the_first_write_makes_the_store(backend):
     assert backend.ids() == DiskBackend(backend.path).ids() == ["a"]
 
 
+@pytest.mark.parametrize("anonymous", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_was_removed_while_it_was_open_becomes_a_whole_store_again(tmp_store_path, anonymous, again):
+    backend = DiskBackend(tmp_store_path, anonymous=anonymous)
+    record(backend)
+    if again:  # one that knew the file when it was opened
+        backend = DiskBackend(tmp_store_path)
+        record(backend)
+    before = (tmp_store_path / "format.json").read_bytes()
+    shutil.rmtree(tmp_store_path)
+    record(backend)
+    assert (tmp_store_path / "format.json").read_bytes() == before
+    assert DiskBackend(tmp_store_path).anonymous == anonymous
+    assert check(backend, lambda record: {}, "items").findings == ()
+
+
+def test_a_store_that_lost_its_version_is_told_and_gets_it_back(backend):
+    record(backend)
+    (backend.path / "format.json").unlink()
+    report = check(DiskBackend(backend.path), lambda record: {}, "records")
+    assert [(found.kind, found.place) for found in report.findings] == [("missing", "format.json")]
+    assert not report.ok
+    assert 'write {"purestate": 1} into it' in str(report)
+    record(DiskBackend(backend.path))
+    assert check(backend, lambda record: {}, "items").findings == ()
+
+
 def test_a_newer_format_is_refused(tmp_store_path):
     tmp_store_path.mkdir()
     (tmp_store_path / "format.json").write_text('{"purestate": 2}')
@@ -96,6 +125,7 @@ def test_a_checkpoint_that_must_exist(backend):
 
 READ = """
 import sys
+from purestate.store._check import check
 from purestate.store._disk import DiskBackend
 backend = DiskBackend(sys.argv[1])
 log = backend.log("a", must_exist=True)
@@ -133,6 +163,7 @@ def test_a_read_only_store_can_be_read_and_says_why_it_cannot_be_written(backend
         path.chmod(path.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
     become = """
 import os
+import shutil
 import torch
 import purestate.store._reader
 import tensorstore
