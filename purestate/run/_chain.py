@@ -16,7 +16,7 @@ from purestate.errors import CorruptLogError, FormatVersionError, PureStateError
 if TYPE_CHECKING:
     from purestate.run._policy import Past
 
-__all__ = ["READERS", "Chain", "RecordLike", "Trajectory", "as_recorded"]
+__all__ = ["READERS", "Chain", "RecordLike", "Trajectory", "as_recorded", "named"]
 
 READERS = ("evaluate", "find_lr", "predict")
 """The kinds of records that hold the answer of an op which only reads."""
@@ -47,6 +47,8 @@ class RecordLike(Protocol):
     @property
     def digest(self) -> str: ...
     @property
+    def home(self) -> str: ...
+    @property
     def body(self) -> dict[str, Any]: ...
     def leading(self, *names: str) -> tuple[int, ...]: ...
 
@@ -71,11 +73,22 @@ _STRANGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, Ov
 def _strange(record: RecordLike, error: Exception) -> CorruptLogError:
     kind, reason = record.kind, f"{type(error).__name__}: {error}"
     return CorruptLogError(
-        f"record {record.seq} does not hold what a record of the kind {kind!r} does ({reason}).",
+        f"{named(record)} does not hold what a record of the kind {kind!r} does ({reason}).",
         cause="It verifies, so it was written so: by another program, or by a version with a bug.",
         fix="Put back a copy of the log, or delete the checkpoint.",
         line=record.seq + 1,
     )
+
+
+def named(record: RecordLike) -> str:
+    """Return how messages name a record.
+
+    Example:
+        >>> from purestate.store._record import EMPTY_HEAD, Record, encode
+        >>> named(Record(3, b"", "adam")), named(encode(3, EMPTY_HEAD, "reset", {}))
+        ("checkpoint 'adam': record 3", 'record 3')
+    """
+    return f"checkpoint {record.home!r}: record {record.seq}" if record.home else f"record {record.seq}"
 
 
 @dataclass
@@ -222,7 +235,7 @@ class Chain:
         fold = self._on_reader if kind in READERS else getattr(self, f"_on_{kind}", None)
         if fold is None:
             raise FormatVersionError(
-                f"record {record.seq} is of the kind {kind!r}, which this version does not know.",
+                f"{named(record)} is of the kind {kind!r}, which this version does not know.",
                 cause="The checkpoint was written by a newer version.",
                 fix="Update purestate.",
                 expected=READERS,

@@ -10,6 +10,7 @@ from typing import Any
 
 from purestate.errors import FormatVersionError
 from purestate.run._chain import READERS, RecordLike, as_recorded
+from purestate.run._chain import named as named_record
 from purestate.run._named import code_of
 from purestate.run._named import items_of as items_of_snapshot
 from purestate.store._backend import Backend
@@ -150,7 +151,7 @@ def _states(record: RecordLike) -> Iterator[tuple[str | None, Mapping[str, str]]
             yield _state(body["state"], f"epoch {body['n']}")
         elif kind not in _NOTHING:
             raise FormatVersionError(
-                f"record {record.seq} is of the kind {kind!r}, and this version does not know what such a record needs.",
+                f"{named_record(record)} is of the kind {kind!r}, and this version does not know what such a record needs.",
                 cause="The checkpoint was written by a newer version.",
                 fix="Update purestate.",
                 expected=sorted({*_NOTHING, *READERS, "root", "keep", "done"}),

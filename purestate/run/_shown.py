@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from purestate.core._hash import short
 from purestate.core._plain import decode
 from purestate.run._answers import History, as_history, counted, op_name
+from purestate.run._chain import as_recorded
 from purestate.run._ledger import Ledger
 
 if TYPE_CHECKING:
@@ -64,8 +65,14 @@ def _finished_epochs(ledger: Ledger) -> Iterator[tuple[dict[str, Any], int, bool
     """Yield ``(epoch, op, whether it is the op's best)`` for what the newest answer of each train covers."""
     for op, train, record in ledger.refresh().finished():
         for n in range(1, record.body["last"] + 1):
-            body = train.epochs[n].body
-            yield body | {"metrics": decode(body["metrics"])}, op, n == record.body["best"]
+            with as_recorded(record):
+                found = train.epochs[n]
+            with as_recorded(found):
+                epoch = {name: found.body[name] for name in ("epoch", "metrics", "lr", "seconds")}
+                epoch["metrics"] = decode(epoch["metrics"])
+                if type(epoch["metrics"]) is not dict or type(epoch["lr"]) is not list:
+                    raise TypeError("metrics or learning rates are none")
+            yield epoch, op, n == record.body["best"]
 
 
 _Homes = Mapping[str, Sequence[str]]

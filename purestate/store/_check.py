@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from purestate.errors import CorruptItemError, CorruptLogError, MissingSnapshotError, StoreError
+from purestate.errors import CorruptItemError, CorruptLogError, FormatVersionError, MissingSnapshotError, StoreError
 from purestate.store._record import Record
 from purestate.store._report import CheckReport, Finding, Level
 from purestate.store._taken import begun, taken
@@ -59,7 +59,8 @@ def check(
             try:
                 found = items_of(record)
             except StoreError as error:
-                findings.append(Finding("damaged", f"{_place(id)}, line {record.seq + 1}", error.problem, _REWRITTEN))
+                remedy = (error.fix if isinstance(error, FormatVersionError) else None) or _REWRITTEN
+                findings.append(Finding("damaged", f"{_place(id)}, line {record.seq + 1}", error.problem, remedy))
                 continue
             here.update(found)
             for digest, part in found.items():

@@ -164,7 +164,7 @@ class DiskLog:
         """
         self._make_ready()
         lines = b"".join(record.line + b"\n" for record in records)
-        self._records += list(decode(lines, len(self._records), self.head))
+        self._records += list(decode(lines, len(self._records), self.head, self.id))
         self._settle()
 
     def mend(self) -> int:
@@ -189,7 +189,7 @@ class DiskLog:
         records: list[Record] = []
         head = self.head
         for kind, body in bodies:
-            records.append(encode(len(self._records) + len(records), head, kind, body))
+            records.append(encode(len(self._records) + len(records), head, kind, body, self.id))
             head = records[-1].digest
         self._records += records
         return records
@@ -323,7 +323,7 @@ class DiskLog:
             return b""
         whole = len(data) - torn_tail(data)
         try:
-            self._records += list(decode(data[:whole], len(self._records), self.head))
+            self._records += list(decode(data[:whole], len(self._records), self.head, self.id))
         except BadLineError as error:
             if self._end[0]:
                 # a log that was deleted and begun anew may have got the number of the old file

@@ -234,7 +234,7 @@ class _MemoryLog:
     def append(self, kind: str, body: dict[str, Any]) -> Record:
         if not self._held:
             raise not_locked(self.id)
-        record = encode(len(self.records), self.head, kind, body)
+        record = encode(len(self.records), self.head, kind, body, self.id)
         self._keep(record)
         return record
 
@@ -248,7 +248,7 @@ class _MemoryLog:
         if not self._held:
             raise not_locked(self.id)
         for kind, body in bodies:
-            records.append(encode(seq + len(records), head, kind, body))
+            records.append(encode(seq + len(records), head, kind, body, self.id))
             head = records[-1].digest
         for record in records:
             self._keep(record)
@@ -258,7 +258,7 @@ class _MemoryLog:
         if not self._held:
             raise not_locked(self.id)
         lines = b"".join(record.line + b"\n" for record in records)
-        for record in list(decode(lines, len(self.records), self.head)):
+        for record in list(decode(lines, len(self.records), self.head, self.id)):
             self._keep(record)
 
     def _keep(self, record: Record) -> None:

@@ -46,12 +46,14 @@ class Record:
         ('train', 0, {'epochs': 20})
     """
 
-    __slots__ = ("_body", "line", "seq")
+    __slots__ = ("_body", "home", "line", "seq")
 
-    def __init__(self, seq: int, line: bytes) -> None:
+    def __init__(self, seq: int, line: bytes, home: str = "") -> None:
         self.seq = seq
         self.line = line
         """The bytes, without the newline."""
+        self.home = home
+        """The id of the checkpoint in whose log it was found, for messages."""
         self._body: dict[str, Any] | None = None
 
     @property
@@ -75,7 +77,7 @@ class Record:
         """The content. Shared between callers: not to be modified."""
         body = self._body
         if body is None:
-            body = self._body = _body(self.line)
+            body = self._body = _body(self.line, self.home)
         return body
 
     def leading(self, *names: str) -> tuple[int, ...]:
@@ -108,20 +110,21 @@ def _leading(names: tuple[str, ...]) -> re.Pattern[bytes]:
     return re.compile(rf'"kind":"[a-z0-9_]*","body":{{{fields}[,}}]'.encode("ascii"))
 
 
-def _body(line: bytes) -> dict[str, Any]:
+def _body(line: bytes, home: str) -> dict[str, Any]:
     """Return the content of a line whose digest is right, which says nothing of who computed it."""
     try:
         body = json.loads(line)["body"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _unreadable(line, f"{type(error).__name__}: {error}") from None
+        raise _unreadable(line, home, f"{type(error).__name__}: {error}") from None
     if type(body) is not dict:
-        raise _unreadable(line, f"its body is a {type(body).__name__}")
+        raise _unreadable(line, home, f"its body is a {type(body).__name__}")
     return cast(dict[str, Any], body)
 
 
-def _unreadable(line: bytes, reason: str) -> CorruptLogError:
+def _unreadable(line: bytes, home: str, reason: str) -> CorruptLogError:
+    log = f"checkpoint {home!r}" if home else "a log"
     return CorruptLogError(
-        f"Expected a record of a log, got a line that verifies and is none: {reason[:200]}.",
+        f"Expected a record of {log}, got a line that verifies and is none: {reason[:200]}.",
         cause=f"Another program wrote it. It begins with {line[:100]!r}.",
         fix="Put back a copy of the log.",
     )
@@ -135,7 +138,7 @@ class BadLineError(ValueError):
         self.number = number
 
 
-def encode(seq: int, prev: str, kind: str, body: dict[str, Any]) -> Record:
+def encode(seq: int, prev: str, kind: str, body: dict[str, Any], home: str = "") -> Record:
     """Return the record that follows the one with digest ``prev``.
 
     Args:
@@ -143,6 +146,7 @@ def encode(seq: int, prev: str, kind: str, body: dict[str, Any]) -> Record:
         prev: Digest of the record before, or `EMPTY_HEAD`.
         kind: A word of lower case letters, digits and underscores.
         body: What JSON holds without loss: texts as keys; no tuple, inf or nan (see `purestate.core._plain`).
+        home: The id of the checkpoint, for messages.
 
     Raises:
         UnsupportedError: ``body`` would come back from JSON as something else, or ``kind`` is not such a word.
@@ -150,16 +154,17 @@ def encode(seq: int, prev: str, kind: str, body: dict[str, Any]) -> Record:
     if not _KIND.fullmatch(kind):
         raise UnsupportedError(f"{kind!r} cannot be the kind of a record: expected lower case letters, digits, underscores.")
     text = to_json(body, "the body of a record")
-    return Record(seq, seal(f'"prev":"{prev}","seq":{seq},"kind":"{kind}","body":{text}}}'.encode("ascii")))
+    return Record(seq, seal(f'"prev":"{prev}","seq":{seq},"kind":"{kind}","body":{text}}}'.encode("ascii")), home)
 
 
-def decode(data: bytes, seq: int = 0, prev: str = EMPTY_HEAD) -> Iterator[Record]:
+def decode(data: bytes, seq: int = 0, prev: str = EMPTY_HEAD, home: str = "") -> Iterator[Record]:
     """Verify the lines in ``data`` and yield their records.
 
     Args:
         data: Whole lines, each with its newline (see `torn_tail`).
         seq: Number that the first of them must have.
         prev: Digest of the record before it.
+        home: The id of the checkpoint, for messages.
 
     Raises:
         BadLineError: A line is damaged, or not the one that follows.
@@ -174,7 +179,7 @@ def decode(data: bytes, seq: int = 0, prev: str = EMPTY_HEAD) -> Iterator[Record
         before = line[_DIGEST]
         if blake3(rest).hexdigest().encode("ascii") != before or line[75:_REST] != _CLOSE:
             raise BadLineError(number + 1, "its bytes differ from its digest")
-        yield Record(seq + number, line)
+        yield Record(seq + number, line, home)
     if tail:
         raise BadLineError(len(lines) + 1, "the newline after it is another byte")
 

@@ -101,11 +101,26 @@ def test_a_record_of_a_newer_version_stops_a_collection(store):
     log = store._backend.log("a")
     with log.lock():
         log.append("quantum", {"item": "0" * 64})
-    with pytest.raises(errors.FormatVersionError, match="'quantum'"):
-        store.gc()
+    told = "checkpoint 'a': record [0-9]+ is of the kind 'quantum'"
+    for look in (store.gc, store.table, lambda: store.copy(ps.MemoryStore())):
+        with pytest.raises(errors.FormatVersionError, match=told):
+            look()
     report = store.check("records")
     assert [finding.kind for finding in report.findings] == ["damaged"]
     assert "quantum" in str(report)
+    assert report.findings[0].remedy == "Update purestate."
+
+
+@pytest.mark.parametrize("wrong", [{"metrics": "none"}, {"metrics": []}, {"lr": 0.1}, {"n": 7}])
+def test_an_epoch_of_a_stranger_is_no_history(store, wrong):
+    two_trains(store)
+    log, other = store._backend.log("a"), ps.MemoryStore()
+    with (there := other._backend.log("b")).lock():
+        for record in log.records:
+            there.append(record.kind, record.body | (wrong if record.kind == "epoch" and record.body["n"] == 2 else {}))
+    for look in (lambda: other.open("b").history, lambda: other.open("b").plot_metrics()):
+        with pytest.raises(errors.CorruptLogError, match=r"checkpoint 'b': record \d+ does not hold"):
+            look()
 
 
 # -------------------------------------------------------------------- check and repair
