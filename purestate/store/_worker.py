@@ -20,6 +20,7 @@ process ends when the socket does, or when its parent is another one than at the
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import mmap
@@ -81,16 +82,19 @@ def _receive(channel: socket.socket, parent: int) -> tuple[int, int, int, int] |
 
 
 def _answer(fd: int, offset: int, length: int, save: Any) -> dict[str, Any]:
+    failed: dict[str, Any] = {}
     try:
         memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)  # closed with the last array that looks into it
         _do(json.loads(memory[offset : offset + length]), memory, save)
     except _ChangedError as error:
-        return {"changed": error.args}
+        failed = {"changed": error.args}
     except Exception as error:  # the other side raises it: what went wrong must not end the process
-        return {"error": f"{type(error).__name__}: {error}"[:4000], "errno": getattr(error, "errno", None)}
+        failed = {"error": f"{type(error).__name__}: {error}"[:4000], "errno": getattr(error, "errno", None)}
     finally:
         os.close(fd)
-    return {}
+    if failed:
+        gc.collect()  # errors, and the futures that raised them, hold each other and look into the memory
+    return failed
 
 
 class _ChangedError(Exception):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from purestate.errors import StoreWriteError
+from purestate.errors import MutatedStateError, StoreWriteError
 from purestate.store import _writer
 from purestate.store._disk import DiskBackend
 from purestate.store._writer import Writer
@@ -209,6 +209,15 @@ def test_the_writer_is_bounded_and_small(own):
     status = Path(f"/proc/{own._writer._process[0].popen.pid}/status").read_text()
     resident = int(status.partition("VmRSS:")[2].split()[0]) / 1024
     assert resident < 350, status
+
+
+def test_what_failed_leaves_no_memory_behind(own):
+    leaves = {"w": torch.ones(1000)}
+    digest = digest_of(leaves)
+    leaves["w"][3] = 2
+    with pytest.raises(MutatedStateError):
+        own.put({digest: leaves})
+    assert "memfd:purestate" not in Path(f"/proc/{own._writer._process[0].popen.pid}/maps").read_text()
 
 
 def test_orders_that_are_not_done_hold_bounded_memory(own, monkeypatch):
