@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -26,7 +27,9 @@ def command(store: RunName, dry_run: bool, voided: bool, yes: bool) -> Collected
     from purestate.report._care import collect
 
     planned = collect(store, dry_run=True, voided=voided)
-    if dry_run or not planned.gc.items:
+    if dry_run:
         return planned
+    if not planned.gc.items:  # nothing is asked, and nothing written
+        return replace(planned, gc=replace(planned.gc, dry_run=False))
     confirmed(f"{planned}. Remove them?", yes=yes)
     return collect(store, dry_run=False, voided=voided)

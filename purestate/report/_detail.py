@@ -20,7 +20,7 @@ from purestate.run._envelope import elsewhere, envelope_of
 from purestate.run._maintain import items_of, named
 from purestate.run._named import items_of as items_of_snapshot
 from purestate.run._question import said
-from purestate.store._report import in_bytes
+from purestate.store._report import counted, in_bytes
 from purestate.view import text_table
 
 __all__ = ["Answer", "Part", "Reading", "RunDetail", "TrainDetail", "show"]
@@ -159,7 +159,7 @@ class RunDetail(Report):
             lines.append(f"from {self.parent['checkpoint']} train {self.parent['op']}, {short(self.parent['hash'])}")
         lines += [line for train in self.trains for line in _lines(train)]
         for one in self.readings:
-            lines += [f"{one.op} of {short(one.input)}: {_told(one)}", *(f"  recorded   {told}" for told in by(one.provenance))]
+            lines += [f"{one.op} of {short(one.input)}: {_told(one)}", *(f"  recorded    {told}" for told in by(one.provenance))]
         return "\n".join(lines)
 
 
@@ -264,23 +264,23 @@ def _parts(run: Run, snapshot: Mapping[str, Any]) -> Iterable[Part]:
 def _lines(train: TrainDetail) -> Iterable[str]:
     yield ""
     sizes = f"own {in_bytes(train.own)}, shared {in_bytes(train.shared)}"
-    yield f"train {train.op}: {train.epochs} epochs, {seconds(train.seconds)}, {sizes}"
-    yield f"  input      {short(train.input)}"
+    yield f"train {train.op}: {counted(train.epochs, 'epoch')}, {seconds(train.seconds)}, {sizes}"
+    yield f"  input       {short(train.input)}"
     yield from _table("arguments", train.arguments)
     yield from _table("environment", train.environment)
     for epochs, differing in _together(train.elsewhere):
         yield from _table("elsewhere", {epochs: ", ".join(f"{name} {value}" for name, value in differing.items())})
     for told in by(train.provenance):
-        yield f"  begun      {told}"
+        yield f"  begun       {told}"
     for answer in train.answers:
         asked = ", ".join(f"{name} {value}" for name, value in answer.selection.items())
         best = "" if answer.best is None else f", best {answer.best}"
         told = ", ".join(f"{name} {value:.4g}" for name, value in train.metrics[answer.returned].items())
-        yield f"  answer     {short(answer.hash)}: {answer.last} epochs{best}; {asked}; {told}"
-        yield from (f"  recorded   {told}" for told in by(answer.provenance, train.provenance))
+        yield f"  answer      {short(answer.hash)}: {counted(answer.last, 'epoch')}{best}; {asked}; {told}"
+        yield from (f"  recorded    {told}" for told in by(answer.provenance, train.provenance))
     if not train.answers:
-        yield "  answer     none yet: it is running, or was stopped"
-    yield f"  kept       epochs {', '.join(map(str, train.kept)) or 'none'}"
+        yield "  answer      none yet: it is running, or was stopped"
+    yield f"  kept        epochs {', '.join(map(str, train.kept)) or 'none'}"
     if train.state:
         rows = [[part.name, part.leaves, short(part.hash.removeprefix("fresh:")), in_bytes(part.bytes)] for part in train.state]
         yield from ("  " + line for line in text_table(rows, ["state", "leaves", "hash", "at rest"]).splitlines())
@@ -289,7 +289,7 @@ def _lines(train: TrainDetail) -> Iterable[str]:
 def _table(title: str, values: Mapping[str, Any]) -> Iterable[str]:
     told = ", ".join(f"{name} {value}" for name, value in values.items())
     if told:
-        yield f"  {title:10} {told}"
+        yield f"  {title:11} {told}"
 
 
 def _together(elsewhere: Mapping[int, Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str, Any]]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from purestate.core._hash import short
 from purestate.core._state import State
+from purestate.store._report import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,11 +164,6 @@ class Asked:
 
     def __str__(self) -> str:
         return self.outcome + (f" because {self.because}" if self.because else "")
-
-
-def counted(number: int, noun: str) -> str:
-    """Return ``'1 epoch'``, ``'2 epochs'``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def op_name(op: int | None) -> str:

@@ -14,7 +14,7 @@ from purestate.run._chain import as_recorded
 from purestate.run._ledger import Ledger
 from purestate.run._load import select
 from purestate.store._backend import Leaf
-from purestate.store._report import in_bytes
+from purestate.store._report import Told, in_bytes
 
 __all__ = ["LeafInfo", "SnapshotInfo", "inspect"]
 
@@ -37,7 +37,7 @@ class LeafInfo:
 
 
 @dataclass(frozen=True)
-class SnapshotInfo:
+class SnapshotInfo(Told):
     """What a snapshot holds.
 
     Args:

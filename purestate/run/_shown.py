@@ -30,7 +30,9 @@ def as_text(ledger: Ledger) -> str:
     rows = [f"Checkpoint({ledger.id!r}{f', {ledger.description!r}' if ledger.description else ''})"]
     for op, train, record in chain.finished():
         body = record.body
-        rows.append(f"  train {op}: {body['last']} epochs, {len(train.done)} answers, {short(body['out']['hash'])}")
+        rows.append(
+            f"  train {op}: {counted(body['last'], 'epoch')}, {counted(len(train.done), 'answer')}, {short(body['out']['hash'])}"
+        )
     rows += [f"  {record.kind}: {short(record.body['input'])}" for record in chain.readers.values()]
     return "\n".join(rows)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Any, Literal
 
-__all__ = ["CheckReport", "CopyReport", "Finding", "GcReport", "Level", "RepairReport", "in_bytes"]
+__all__ = ["CheckReport", "CopyReport", "Finding", "GcReport", "Level", "RepairReport", "Told", "counted", "in_bytes"]
 
 Level = Literal["records", "items", "bytes"]
 """How closely a store is looked at."""
+
+
+class Told:
+    """What a notebook shows as the text that it prints as."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        del cycle
+        printer.text(str(self))
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class CheckReport:
+class CheckReport(Told):
     """What `Store.check` found.
 
     Args:
@@ -57,12 +67,26 @@ class CheckReport:
 
     def __str__(self) -> str:
         looked = {"records": "", "items": ", their names and sizes", "bytes": ", every byte of them"}[self.level]
-        size = f"{self.checkpoints} checkpoints, {self.records} records, {self.items} items{looked}"
-        return "\n".join([f"{'ok' if self.ok else 'NOT ok'}: {size}", *map(str, self.findings)])
+        size = ", ".join([counted(self.checkpoints, "checkpoint"), counted(self.records, "record"), counted(self.items, "item")])
+        return "\n".join([f"{'ok' if self.ok else 'NOT ok'}: {size}{looked}", *_told(self.findings)])
+
+
+def _told(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield findings as texts; of many of which the same is said the first ones, and how many more there are."""
+    for (kind, what, remedy), group in groupby(findings, lambda found: (found.kind, found.what, found.remedy)):
+        alike = list(group)
+        told = alike if len(alike) <= _ALIKE else alike[: _ALIKE - 1]
+        yield from map(str, told)
+        if rest := len(alike) - len(told):
+            yield f"{kind}: and {rest} more: {what}\n    {remedy}"
+
+
+_ALIKE = 5
+"""How many findings of which the same is said are printed. The report has all of them."""
 
 
 @dataclass(frozen=True)
-class RepairReport:
+class RepairReport(Told):
     """What `Store.repair` did.
 
     Args:
@@ -77,11 +101,11 @@ class RepairReport:
 
     def __str__(self) -> str:
         left = [f"left alone: {what}" for what in self.left]
-        return "\n".join([f"{len(self.done)} things mended, {in_bytes(self.bytes)} freed", *self.done, *left])
+        return "\n".join([f"{counted(len(self.done), 'thing')} mended, {in_bytes(self.bytes)} freed", *self.done, *left])
 
 
 @dataclass(frozen=True)
-class GcReport:
+class GcReport(Told):
     """What `Store.gc` removed, or would remove.
 
     Args:
@@ -98,11 +122,11 @@ class GcReport:
 
     def __str__(self) -> str:
         did = "would be removed" if self.dry_run else "removed"
-        return f"{len(self.items)} items, {in_bytes(self.bytes)}, {did}; {self.kept} stay"
+        return f"{counted(len(self.items), 'item')}, {in_bytes(self.bytes)}, {did}; {self.kept} stay"
 
 
 @dataclass(frozen=True)
-class CopyReport:
+class CopyReport(Told):
     """What `Store.copy` copied.
 
     Args:
@@ -118,8 +142,14 @@ class CopyReport:
     lost: tuple[str, ...]
 
     def __str__(self) -> str:
-        lost = f"; {len(self.lost)} items of voided records are gone" if self.lost else ""
-        return f"{len(self.checkpoints)} checkpoints: {self.records} records and {len(self.items)} items copied{lost}"
+        lost = f"; {counted(len(self.lost), 'item')} of voided records gone" if self.lost else ""
+        copied = f"{counted(self.records, 'record')} and {counted(len(self.items), 'item')} copied"
+        return f"{counted(len(self.checkpoints), 'checkpoint')}: {copied}{lost}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``'1 epoch'``, ``'2 epochs'``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def in_bytes(size: int) -> str:

@@ -219,6 +219,8 @@ def test_gc_says_first_and_asks(store):
     assert call("gc", store, input="n\n").exit_code == 2
     assert (store / "items/12").exists()
     assert "3 items" in call("gc", store, "--yes").output
+    assert call("gc", store, "--yes").output == "0 items, 0 bytes, removed; 0 stay\n"
+    assert json.loads(call("gc", store, "--json").output)["gc"]["dry_run"] is False
     assert list((store / "items").glob("*/*")) == []
 
 
@@ -232,7 +234,7 @@ def test_reset_and_accept_are_recorded(store):
 
 def test_repair_clears_what_a_kill_left(store):
     (store / LOG).write_bytes((store / LOG).read_bytes() + b'{"digest":"9f')
-    assert "1 things mended" in call("repair", store).output
+    assert "1 thing mended" in call("repair", store).output
     assert (store / LOG).read_bytes() == (GOLDEN / LOG).read_bytes()
 
 
