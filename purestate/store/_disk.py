@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from purestate.errors import CorruptLogError, FormatVersionError, StoreError, StoreWriteError
 from purestate.store._backend import Handle, Leaf, Outlived, Point, not_found, taken_name
-from purestate.store._files import make_folder, must_be_inside, read_file, sync_folder, unique, write_errors, write_file
+from purestate.store._files import (
+    make_folder,
+    must_be_inside,
+    read_errors,
+    read_file,
+    sync_folder,
+    unique,
+    write_errors,
+    write_file,
+)
 from purestate.store._journal import Journal
 from purestate.store._layout import FORMAT_FILE, FORMAT_VERSION, Layout, check_id, is_id
 from purestate.store._locks import FileLock
@@ -100,7 +109,8 @@ class DiskBackend:
     def ids(self) -> list[str]:
         """Return the ids of the checkpoints, sorted."""
         try:
-            names = os.listdir(self._layout.checkpoints)
+            with read_errors(self._layout.checkpoints):
+                names = os.listdir(self._layout.checkpoints)
         except FileNotFoundError:
             return []
         return sorted(name for name in names if is_id(name) and self._layout.log(name).exists())

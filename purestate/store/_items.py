@@ -19,7 +19,7 @@ from purestate.core._digest import leaf_header
 from purestate.core._hash import leaf_bytes, leaf_hash, short
 from purestate.errors import CorruptItemError, MissingSnapshotError, StoreError, TreeMismatchError
 from purestate.store._described import Description, corrupt, damaged_files, describe_item, missing, must_have_room, suspect
-from purestate.store._files import files_below, make_folder, must_be_inside, sync_folder, unique, write_errors
+from purestate.store._files import files_below, make_folder, must_be_inside, read_errors, sync_folder, unique, write_errors
 from purestate.store._journal import Journal
 from purestate.store._layout import ITEM_META, Layout
 from purestate.store._taken import taken
@@ -259,7 +259,7 @@ def _pieces(leaves: Mapping[str, LeafMeta]) -> Iterator[list[str]]:
 def _folders(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
     """Return the folders in a folder whose names are of a kind, without following links."""
     try:
-        with os.scandir(folder) as entries:
+        with read_errors(folder), os.scandir(folder) as entries:
             return [Path(entry) for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []

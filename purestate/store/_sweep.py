@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from purestate.errors import StoreError
-from purestate.store._files import files_below, make_folder, must_be_inside, read_file, sync_folder, unique, write_errors
+from purestate.store._files import (
+    files_below,
+    make_folder,
+    must_be_inside,
+    read_errors,
+    read_file,
+    sync_folder,
+    unique,
+    write_errors,
+)
 from purestate.store._layout import ITEM_META, RESUME_META, Layout, is_id
 from purestate.store._record import unseal
 from purestate.store._report import Finding
@@ -208,7 +217,8 @@ def _names(folder: Path, pattern: re.Pattern[str] | None = None) -> list[str]:
     if folder.is_symlink():
         return []
     try:
-        names = sorted(os.listdir(folder))
+        with read_errors(folder):
+            names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [name for name in names if pattern is None or pattern.fullmatch(name)]

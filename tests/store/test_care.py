@@ -163,6 +163,50 @@ def test_rubbish_and_foreign_files_are_found_and_only_rubbish_is_removed(backend
     assert backend.has(digest)
 
 
+def test_of_many_findings_that_say_the_same_the_first_are_printed(backend):
+    record(backend, "a", 1)
+    for i in range(40):
+        (backend.path / f"note{i:02}").write_text("something")
+    (backend.path / "checkpoints/a/torn").write_text("something")
+    report = check(backend, items_of, "items")
+    lines = str(report).splitlines()
+    assert len(report.findings) == 41
+    assert len(lines) == 1 + 2 * 5
+    assert lines[0] == "ok: 1 checkpoint, 1 record, 1 item, their names and sizes"
+    assert lines[-2] == "foreign: and 37 more: is not part of a store"
+
+
+@pytest.mark.parametrize("place", ["items", "checkpoints"])
+def test_a_folder_that_may_not_be_read_is_a_typed_error(backend, run, place):
+    """Root may read everything, so the one who looks becomes nobody."""
+    record(backend, "a", 1)
+    for path in [parent for parent in backend.path.parents if Path(gettempdir()) in parent.parents]:
+        path.chmod(path.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    folder = backend.path / place
+    folder.chmod(0o000)
+    out = run(
+        """
+import os, sys
+from purestate.errors import StoreError
+from purestate.store._check import check
+from purestate.store._disk import DiskBackend
+import purestate.store._items, purestate.store._repair
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+backend = DiskBackend(sys.argv[1])
+for look in (lambda: [*backend.ids(), *backend.items()], lambda: check(backend, lambda record: {}, "items")):
+    try:
+        look()
+    except StoreError as error:
+        print(error.problem)
+""",
+        backend.path,
+    )
+    folder.chmod(0o755)
+    assert out == f"Cannot read {str(folder)!r}.\n" * 2
+
+
 def test_what_cannot_be_removed_is_left_and_not_counted(backend, run):
     """Root may remove everything, so the one who repairs becomes nobody."""
     record(backend, "a", 1)
