@@ -262,8 +262,8 @@ class _Store:
             ids: Which checkpoints; all of them if left out.
 
         Raises:
-            CheckpointNotFoundError: There is none of that name.
-            CheckpointExistsError: The other store has another checkpoint of that name.
+            CheckpointNotFoundError: There is none of that name. Nothing was copied.
+            CheckpointExistsError: The other store has another checkpoint of one of these names. Nothing was copied.
             MissingSnapshotError: An item is not in this store. Those of voided records may be missing.
             CorruptItemError: An item is damaged here.
             StoreLockedError: Somebody writes that checkpoint in the other store.

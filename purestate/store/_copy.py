@@ -27,7 +27,7 @@ def copy(source: Backend, target: Backend, ids: Sequence[str], named: Named) -> 
         named: Says what the records name.
 
     Raises:
-        CheckpointExistsError: The target has another checkpoint of that name.
+        CheckpointExistsError: The target has another checkpoint of one of these names. Nothing was copied.
         MissingSnapshotError: An item that records need is not there.
         CorruptItemError: An item is damaged; what was copied before stays.
 
@@ -35,9 +35,10 @@ def copy(source: Backend, target: Backend, ids: Sequence[str], named: Named) -> 
         Items and records in ``target``, durable on return, and a line in its journal for each checkpoint that changed.
     """
     records, items, lost = 0, list[str](), list[str]()
-    for id in ids:
-        log = source.log(id, must_exist=True)
-        taken = list(log.records)
+    logs = {id: list(source.log(id, must_exist=True).records) for id in ids}
+    for id, taken in logs.items():  # before anything is copied
+        _must_begin_alike(target.log(id), taken)
+    for id, taken in logs.items():
         wanted = named(taken)
         there = target.log(id)
         with target.writing():
@@ -53,7 +54,7 @@ def copy(source: Backend, target: Backend, ids: Sequence[str], named: Named) -> 
         if rest:
             target.journal("copy", checkpoint=id, records=len(rest), head=rest[-1].digest)
         records += len(rest)
-    return CopyReport(tuple(ids), records, tuple(items), tuple(lost))
+    return CopyReport(tuple(logs), records, tuple(items), tuple(lost))
 
 
 def _copied(source: Backend, target: Backend, digest: str, what: str, needed: bool, items: list[str]) -> bool:

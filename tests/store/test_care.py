@@ -470,9 +470,11 @@ def test_copying(any_backend, tmp_path, target):
     record(other, "a", 4)
     assert copy(any_backend, other, ["a"], needs).records == 0, "it only went on there"
     record(any_backend, "a", 5)
+    record(any_backend, "c", 6)
     with pytest.raises(CheckpointExistsError, match="they differ from record 2 on"):
-        copy(any_backend, other, ["a"], needs)
-    assert check(other, items_of, "bytes").ok
+        copy(any_backend, other, ["c", "a"], needs)
+    assert other.ids() == ["a", "b"], "it is seen before anything is copied"
+    assert check(other, items_of, "bytes").findings == ()
 
 
 def test_a_copy_mends_what_is_damaged_there_and_refuses_what_is_damaged_here(backend, tmp_path):
