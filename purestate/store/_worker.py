@@ -32,6 +32,7 @@ import struct
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 _PARENT_CHECK_SECONDS = 1.0
@@ -228,13 +229,19 @@ def _orbax() -> Any:
 
     async def start(trees: list[tuple[Any, dict[str, Any]]]) -> list[Any]:
         orders = ((path, ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_DATA_FILE)) for path, tree in trees)
-        return await asyncio.gather(*(handler.async_save(path, args=args) for path, args in orders))
+        saves = (handler.async_save(path, args=args) for path, args in orders)
+        return await asyncio.gather(*saves, return_exceptions=True)
 
     def save(trees: list[tuple[str, dict[str, Any]]]) -> None:
         paths = [(epath.Path(folder), tree) for folder, tree in trees]
-        for futures in asyncio.run(start(paths)):
-            for future in futures or ():
-                future.result()
+        started = asyncio.run(start(paths))
+        with ExitStack() as waiting:  # for all, whichever fails: what is still written would come back after it was removed
+            for futures in started:
+                for future in () if isinstance(futures, BaseException) else futures or ():
+                    waiting.callback(future.result)
+            for error in started:
+                if isinstance(error, BaseException):
+                    raise error
         list(pool.map(handler.finalize, [path for path, _ in paths]))
 
     return save

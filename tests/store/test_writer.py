@@ -211,6 +211,27 @@ def test_the_writer_is_bounded_and_small(own):
     assert resident < 350, status
 
 
+def test_a_save_that_fails_waits_for_the_others(run, tmp_path):
+    """Else they would go on writing into folders that are removed meanwhile, and make them again."""
+    code = """
+import os, sys
+import numpy as np
+from purestate.store import _worker
+save = _worker._orbax()
+failing, other = (os.path.join(sys.argv[1], name) for name in "ab")
+for folder in failing, other:
+    os.mkdir(folder)
+open(os.path.join(failing, "ocdbt.process_0"), "x").close()  # where a folder has to go
+try:
+    save([(failing, {"w": np.ones(10)}), (other, {str(n): np.ones(1 << 20) for n in range(8)})])
+except Exception as error:
+    print(sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(other) for name in names), error)
+"""
+    size, _, error = run(code, tmp_path).partition(" ")
+    assert int(size) > 8 * 8 << 20
+    assert "ocdbt.process_0" in error
+
+
 def test_what_failed_leaves_no_memory_behind(own):
     leaves = {"w": torch.ones(1000)}
     digest = digest_of(leaves)
