@@ -9,7 +9,7 @@ from purestate.errors import StoreError
 from purestate.report._name import RunName
 from purestate.report._opened import Run, open_run, open_store
 from purestate.report._report import Report
-from purestate.run._maintain import items_of, needed, roots
+from purestate.run._maintain import items_of, needed, outlived, roots
 from purestate.store._check import check as check_store
 from purestate.store._report import CheckReport, Finding, GcReport, Level, RepairReport
 
@@ -121,13 +121,13 @@ def check(name: RunName, level: Level, expected_head: str | None) -> Checked:
             head = _head(open_run(name), expected_head.removeprefix("b3:"))
         except StoreError as error:  # a damaged log: its finding follows, and the head cannot be there
             finding = Finding("damaged", str(name), error.problem, error.fix or "")
-            found = check_store(backend, items_of, level, needed)
+            found = check_store(backend, items_of, level, needed, outlived)
             known = any(one.what == finding.what for one in found.findings)
             report = (
                 found if known else CheckReport(level, found.checkpoints, found.records, found.items, (*found.findings, finding))
             )
             return Checked(report, None)
-    return Checked(check_store(backend, items_of, level, needed), head)
+    return Checked(check_store(backend, items_of, level, needed, outlived), head)
 
 
 def _head(run: Run, expected: str) -> Head:
@@ -142,7 +142,7 @@ def clean(name: RunName) -> Cleaned:
     Effects:
         As there.
     """
-    return Cleaned(open_store(name.store).repair())
+    return Cleaned(open_store(name.store).repair(outlived))
 
 
 def collect(name: RunName, *, dry_run: bool, voided: bool) -> Collected:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import purestate as ps
 from purestate.cli._group import _COMMANDS, cli
 from tests.report.planted import GOLDEN, records_of, rewrite, write
 
@@ -236,6 +237,19 @@ def test_repair_clears_what_a_kill_left(store):
     (store / LOG).write_bytes((store / LOG).read_bytes() + b'{"digest":"9f')
     assert "1 thing mended" in call("repair", store).output
     assert (store / LOG).read_bytes() == (GOLDEN / LOG).read_bytes()
+
+
+def test_a_resume_point_whose_op_is_done_is_told_and_removed_as_by_the_store(store):
+    backend = ps.Store(store)._backend
+    train = next(record for record in backend.log("adam").records if record.kind == "train")
+    with backend.log("adam").lock():
+        backend.save_resume("adam", {"of": train.digest, "input": "", "states": {"1": {}}}, {}).result()
+    (store / "facts.json").unlink()
+    [finding] = json.loads(call("check", store, "--json").output)["store"]["findings"]
+    assert finding["place"] == "checkpoints/adam/resume"
+    assert str(ps.Store(store).check()) + "\n" == call("check", store).output
+    assert call("repair", store).output.startswith("1 thing mended")
+    assert ps.Store(store).check().findings == ()
 
 
 def test_export_writes_a_folder(store, tmp_path):
