@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,9 +101,11 @@ def open_store(path: Path) -> DiskBackend:
     """Return a store that is there.
 
     Raises:
-        UsageError: There is none; lists those nearby.
+        UsageError: There is none; lists those nearby. Or this user may not read it.
         FormatVersionError: It is of a newer version.
     """
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+        raise UsageError(f"Cannot read the folder {str(path)!r}.", fix="This user may not. Change its mode, or ask whose it is.")
     if not is_store(path):
         near = tuple(stores_below(path if path.is_dir() else path.parent))
         raise UsageError(

@@ -22,7 +22,7 @@ from purestate.core._hash import dtype_name
 from purestate.core._state import SUBTREES, State
 from purestate.core._tree import in_order, spec_of
 from purestate.errors import TreeMismatchError, UnsupportedError, UsageError
-from purestate.store._layout import ITEM_META
+from purestate.store._layout import FORMAT_FILE, ITEM_META
 from purestate.store._reader import UnreadableLeafError, read_arrays, read_foreign
 from purestate.store._tensors import LeafMeta, empty, from_numpy
 from purestate.view._table import html_table, text_table
@@ -171,6 +171,11 @@ def _item(path: Path) -> Path:
     if _is_item(path):
         return path
     below = sorted(found for found in path.iterdir() if found.is_dir() and _is_item(found))
+    if len(below) != 1 and (path / FORMAT_FILE).is_file():
+        raise UsageError(
+            f"from_orbax: expected a folder that Orbax wrote, got {str(path)!r}, which is a store.",
+            fix="Load from it: Store(path).load(id). Or give the folder of one item: Store(path).path(id).",
+        )
     if len(below) != 1:
         items = tuple(sorted({str(file.parent) for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/_METADATA")}))
         items = tuple(item for item in items if _UNFINISHED not in item)

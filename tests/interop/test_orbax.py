@@ -211,6 +211,11 @@ def test_a_folder_that_orbax_did_not_finish_is_refused(folders, tmp_path):
     refused(half, "expected a folder of one item that Orbax finished, got '.*half'")
 
 
+def test_a_store_says_how_to_load_from_it(tmp_path):
+    (tmp_path / "format.json").write_text('{"purestate": 1}')
+    refused(tmp_path, r"which is a store\.\nLoad from it: Store\(path\)\.load\(id\)")
+
+
 def test_several_items_are_listed(folders, tmp_path):
     error = refused(
         folders["several"] / "1", r"expected a folder of one item.*\nBelow it are .*more, .*params\.\nGive one of them"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from purestate.errors import UsageError
 from purestate.report._name import RunName
-from purestate.report._opened import open_run
+from purestate.report._opened import open_run, open_store
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,21 @@ def test_a_store_that_is_not_there_lists_those_nearby(golden):
     with pytest.raises(UsageError, match="There is no store at") as caught:
         open_run(RunName(golden.store.parent, "adam"))
     assert caught.value.available == (str(golden.store),)
+
+
+def test_a_folder_that_this_user_may_not_read_is_not_called_no_store():
+    """Root may read everything, so it becomes nobody for a moment."""
+    user = os.geteuid()
+    with TemporaryDirectory() as above:
+        os.chmod(above, 0o755)
+        (Path(above) / "store").mkdir(mode=0o300)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            with pytest.raises(UsageError, match=r"Cannot read the folder '.*store'\.\nThis user may not"):
+                open_store(Path(above) / "store")
+        finally:
+            os.seteuid(user)
 
 
 def test_a_checkpoint_that_is_not_there_lists_those_that_are(golden):
