@@ -228,7 +228,7 @@ def _orbax() -> Any:
     pool = ThreadPoolExecutor(2)
 
     async def start(trees: list[tuple[Any, dict[str, Any]]]) -> list[Any]:
-        orders = ((path, ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_DATA_FILE)) for path, tree in trees)
+        orders = ((path, ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_data_file(tree))) for path, tree in trees)
         saves = (handler.async_save(path, args=args) for path, args in orders)
         return await asyncio.gather(*saves, return_exceptions=True)
 
@@ -245,6 +245,11 @@ def _orbax() -> Any:
         list(pool.map(handler.finalize, [path for path, _ in paths]))
 
     return save
+
+
+def _data_file(tree: dict[str, Any]) -> int:
+    """Return how large files may get: of an array that is larger, Orbax would make several pieces, and the format has one."""
+    return max(_DATA_FILE, *(array.nbytes for array in tree.values()))
 
 
 def _sync(path: str) -> None:

@@ -76,6 +76,13 @@ def files_of(store: Path) -> list[Path]:
 # -------------------------------------------------------------------- what is whole
 
 
+def test_leaves_that_are_larger_than_orbax_makes_a_file_are_in_one_piece(tmp_path):
+    leaves = {"larger": torch.arange(9_000_000.0), "large": torch.arange(7_000_000.0), "small": torch.ones(3)}
+    backend = DiskBackend(tmp_path / "store")
+    backend.put({digest_of(leaves): leaves})
+    assert [found for found in told(backend.path) if found[0] == "damaged"] == []
+
+
 def test_a_real_store_is_clean(recorded):
     found = checker.check(os.fspath(recorded))
     with ps.Store(recorded) as store:
