@@ -319,7 +319,7 @@ def _fork_writers(writers: str, control: str, tell: Callable[[str, Any], None]) 
                 self.popen: Any = Forked(theirs.fileno(), self.errors.fileno())
             self.waiting = []
             self.numbers = itertools.count()
-            self.received = b""
+            self.received = []
 
     _writer._Process = Process
 
