@@ -76,7 +76,14 @@ def describe_item(root: Path, folder: Path, digest: str, what: str) -> Descripti
     return Description(leaves, files if intact else {}, intact)
 
 
-def must_have_room(root: Path, folder: Path, leaves: Mapping[str, LeafMeta], what: str, digest: str | None) -> None:
+def must_have_room(
+    root: Path,
+    folder: Path,
+    leaves: Mapping[str, LeafMeta],
+    what: str,
+    digest: str | None,
+    files: Mapping[str, Mapping[str, Any]],
+) -> None:
     """Refuse leaves that claim more bytes than the files of their folder have: they are stored uncompressed.
 
     Raises:
@@ -89,7 +96,7 @@ def must_have_room(root: Path, folder: Path, leaves: Mapping[str, LeafMeta], wha
     if claimed > there:
         reason = f"{claimed} bytes are noted, and the folder has {there}"
         largest = max(leaves, key=lambda name: leaves[name].size)
-        raise corrupt(folder, what, digest, largest, reason)
+        raise corrupt(folder, what, digest, largest, reason, file=suspect(folder, files, reason))
 
 
 def damaged_files(folder: Path, files: Mapping[str, Mapping[str, Any]], *, hashed: bool) -> Iterator[tuple[str, str]]:

@@ -107,9 +107,10 @@ class Items:
             about = self.describe(digest, what)
             if not about.intact:
                 yield corrupt(folder, what, digest, None, "its bytes differ from their digest", file=ITEM_META)
-            must_have_room(self._layout.root, folder, about.leaves, what, digest)
+            must_be_inside(folder, self._layout.root)
             for name, reason in damaged_files(folder, about.files, hashed=hashed):
                 yield corrupt(folder, what, digest, None, reason, file=name)
+            must_have_room(self._layout.root, folder, about.leaves, what, digest, about.files)
             for names in _pieces(about.leaves) if hashed else ():
                 yield from self._damaged_leaves(digest, about, names, what)
         except StoreError as error:
@@ -203,7 +204,7 @@ def read_leaves(
     """
     from purestate.store._reader import UnreadableLeafError, read_arrays
 
-    must_have_room(root, folder, metas, what, digest)
+    must_have_room(root, folder, metas, what, digest, files or {})
     try:
         arrays = read_arrays(folder, {name: meta for name, meta in metas.items() if meta.size})
     except UnreadableLeafError as error:

@@ -285,6 +285,20 @@ def test_a_lost_file_is_a_corrupt_item(backend):
         backend.get(digest)
 
 
+def test_a_lost_file_of_data_is_named(backend):
+    leaves = {"w": torch.arange(100_000.0)}
+    digest = digest_of(leaves)
+    backend.put({digest: leaves})
+    folder = backend._layout.item(digest)
+    data = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data.unlink()
+    lost = data.relative_to(folder).as_posix()
+    assert lost in [found.file for found in backend.faults(digest, "an item", hashed=False)]
+    with pytest.raises(CorruptItemError, match="400000 bytes are noted") as caught:
+        backend.get(digest)
+    assert caught.value.file == lost
+
+
 def test_the_same_item_from_two_processes(backend, started):
     code = """
 import sys, torch
