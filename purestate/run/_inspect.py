@@ -14,7 +14,7 @@ from purestate.run._chain import as_recorded
 from purestate.run._ledger import Ledger
 from purestate.run._load import select
 from purestate.store._backend import Leaf
-from purestate.store._report import Told, in_bytes
+from purestate.store._report import in_bytes, in_notebook
 
 __all__ = ["LeafInfo", "SnapshotInfo", "inspect"]
 
@@ -37,7 +37,7 @@ class LeafInfo:
 
 
 @dataclass(frozen=True)
-class SnapshotInfo(Told):
+class SnapshotInfo:
     """What a snapshot holds.
 
     Args:
@@ -60,6 +60,8 @@ class SnapshotInfo(Told):
     def bytes(self) -> int:
         """The size of all leaves."""
         return sum(leaf.bytes for leaf in self.leaves)
+
+    _repr_pretty_ = in_notebook
 
     def __str__(self) -> str:
         told = "".join(f", {name} {value:.4g}" for name, value in self.metrics.items())

@@ -40,6 +40,7 @@ def check(
     named: dict[str, str] = {}
     missed: set[str] = set()
     records = 0
+    empty: set[str] = set()
     ids = backend.ids()
     for id in ids:
         try:
@@ -48,6 +49,8 @@ def check(
             findings.append(_of_log(id, error))
             continue
         records += len(log.records)
+        if not log.records:
+            empty.add(id)
         if log.torn:
             what = f"the last line ends after {log.torn} bytes: a crash cut it short, and it was never acknowledged"
             findings.append(
@@ -72,7 +75,11 @@ def check(
             findings += [_of_log(id, error)] if len(findings) == before else []
     findings += backend.oddities()
     there = {*ids, *backend.ids()}  # some may have been begun meanwhile
-    findings += (Finding("gone", f"checkpoints/{id}", _GONE, _BEFORE_GC) for id in begun(backend.acts()) if id not in there)
+    for id in begun(backend.acts()):  # which is noted behind the first record
+        if id not in there:
+            findings.append(Finding("gone", f"checkpoints/{id}", _GONE, _BEFORE_GC))
+        elif id in empty and not backend.log(id).records:
+            findings.append(Finding("gone", _place(id), _EMPTY, _BEFORE_GC))
     if level != "records":
         gone = taken(backend.acts())
         for digest, what in named.items():
@@ -85,6 +92,7 @@ def check(
 
 
 _GONE = "the journal says that it was begun, and not that it was deleted"
+_EMPTY = "it holds no record, and the journal says that it was begun"
 _BEFORE_GC = "If nobody removed it on purpose, put back a copy of it before store.gc(), which removes its states."
 _REWRITTEN = "Put back a copy of the log: whoever wrote this line also wrote its digest, and nothing can be told from it."
 

@@ -350,10 +350,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _corrupt(id: str, path: Path, line: int, reason: str) -> CorruptLogError:
+    whole = "line, which is" if line == 2 else f"{line - 1} lines, which are"
+    rest = f"keep its first {whole} intact" if line > 1 else "delete the checkpoint"
     return CorruptLogError(
         f"The log of checkpoint {id!r} is damaged at line {line}: {reason}.",
         cause=f"{os.fspath(path)!r} was edited, or the disk returned other bytes than were written.",
-        fix=f"Put back a copy of the file, or keep its first {line - 1} lines, which are intact, and run the script again.",
+        fix=f"Put back a copy of the file, or {rest}, and run the script again.",
         path=os.fspath(path),
         line=line,
     )

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-__all__ = ["CheckReport", "CopyReport", "Finding", "GcReport", "Level", "RepairReport", "Told", "counted", "in_bytes"]
+__all__ = ["CheckReport", "CopyReport", "Finding", "GcReport", "Level", "RepairReport", "counted", "in_bytes", "in_notebook"]
 
 Level = Literal["records", "items", "bytes"]
 """How closely a store is looked at."""
 
 
-class Told:
-    """What a notebook shows as the text that it prints as."""
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        del cycle
-        printer.text(str(self))
+def in_notebook(report: object, printer: Any, cycle: bool) -> None:
+    """Show a report in a notebook as the text that it prints as: its ``_repr_pretty_``, which IPython asks each class for."""
+    del cycle
+    printer.text(str(report))
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Finding:
     """Something in a store that is not as it should be.
 
     Args:
-        kind: ``'damaged'`` or ``'missing'``, which lose something; ``'gone'``, which somebody removed by hand;
+        kind: ``'damaged'`` or ``'missing'``, which lose something; ``'gone'``, which somebody removed or emptied by hand;
             ``'torn'``, ``'rubbish'`` or ``'foreign'``, which lose nothing.
         place: Where, as a path below the store, with the line or the leaf.
         what: What is wrong.
@@ -43,7 +41,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class CheckReport(Told):
+class CheckReport:
     """What `Store.check` found.
 
     Args:
@@ -64,6 +62,8 @@ class CheckReport(Told):
     def ok(self) -> bool:
         """Whether nothing is damaged or missing. What a crash leaves behind does no harm."""
         return not any(finding.kind in ("damaged", "missing") for finding in self.findings)
+
+    _repr_pretty_ = in_notebook
 
     def __str__(self) -> str:
         looked = {"records": "", "items": ", their names and sizes", "bytes": ", every byte of them"}[self.level]
@@ -86,7 +86,7 @@ _ALIKE = 5
 
 
 @dataclass(frozen=True)
-class RepairReport(Told):
+class RepairReport:
     """What `Store.repair` did.
 
     Args:
@@ -99,13 +99,15 @@ class RepairReport(Told):
     left: tuple[str, ...]
     bytes: int
 
+    _repr_pretty_ = in_notebook
+
     def __str__(self) -> str:
         left = [f"left alone: {what}" for what in self.left]
         return "\n".join([f"{counted(len(self.done), 'thing')} mended, {in_bytes(self.bytes)} freed", *self.done, *left])
 
 
 @dataclass(frozen=True)
-class GcReport(Told):
+class GcReport:
     """What `Store.gc` removed, or would remove.
 
     Args:
@@ -120,13 +122,15 @@ class GcReport(Told):
     kept: int
     dry_run: bool
 
+    _repr_pretty_ = in_notebook
+
     def __str__(self) -> str:
         did = "would be removed" if self.dry_run else "removed"
         return f"{counted(len(self.items), 'item')}, {in_bytes(self.bytes)}, {did}; {self.kept} stay"
 
 
 @dataclass(frozen=True)
-class CopyReport(Told):
+class CopyReport:
     """What `Store.copy` copied.
 
     Args:
@@ -140,6 +144,8 @@ class CopyReport(Told):
     records: int
     items: tuple[str, ...]
     lost: tuple[str, ...]
+
+    _repr_pretty_ = in_notebook
 
     def __str__(self) -> str:
         lost = f"; {counted(len(self.lost), 'item')} of voided records gone" if self.lost else ""

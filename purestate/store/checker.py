@@ -160,6 +160,10 @@ def check(store: str, expected: Mapping[str, str] | None = None) -> Result:
             result.add("damaged", place, _said(error))
     for id in sorted(begun - result.heads.keys()):
         result.add("gone", f"checkpoints/{id}", "the journal says that it was begun, and not that it was deleted")
+    damaged = {finding.place.partition(",")[0] for finding in result.findings if finding.kind == "damaged"}
+    for id in sorted(id for id in begun if result.heads.get(id) == _EMPTY):
+        if (place := f"checkpoints/{id}/log.jsonl") not in damaged:
+            result.add("gone", place, "it holds no record, and the journal says that it was begun")
     return result
 
 

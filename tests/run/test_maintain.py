@@ -139,6 +139,13 @@ def test_a_store_in_use_is_ok(store):
         store.check("everything")
 
 
+def test_reports_show_in_a_notebook_as_their_text(store):
+    pretty = pytest.importorskip("IPython.lib.pretty").pretty
+    two_trains(store)
+    for report in (store.check(), store.repair(), store.gc(), store.copy(ps.MemoryStore()), store.inspect("a")):
+        assert pretty(report) == str(report)
+
+
 def test_a_resume_point_whose_op_is_done_is_told_and_removed(disk, monkeypatch):
     folder = disk._backend.path / "checkpoints" / "a" / "resume"
     with monkeypatch.context() as killed:  # before it could remove them

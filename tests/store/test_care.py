@@ -102,7 +102,7 @@ def test_a_damaged_line_is_named(backend):
     report = check(backend, items_of, "records")
     assert not report.ok
     assert [(f.kind, f.place) for f in report.findings] == [("damaged", "checkpoints/a/log.jsonl, line 2")]
-    assert "keep its first 1 lines" in report.findings[0].remedy
+    assert "keep its first line, which is intact" in report.findings[0].remedy
     with pytest.raises(CorruptLogError):
         collect(backend)
     assert "damaged: checkpoints/a/log.jsonl, line 2" in str(report)

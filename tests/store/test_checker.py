@@ -375,6 +375,13 @@ def test_where_they_differ(case, store):
     assert (checker.check(os.fspath(store)).ok, of_the_store(store)) == (False, True), DIFFERENT[case][1]
 
 
+@pytest.mark.parametrize("left", [b"", bytes(1000), b'{"digest":'])
+def test_a_log_that_lost_all_records_is_told_before_a_collection_takes_its_states(store, left):
+    (store / LOG).write_bytes(left)
+    for report in (checker.check(os.fspath(store)), ps.Store(store).check("records")):
+        assert ("gone", LOG) in [(one.kind, one.place) for one in report.findings]
+
+
 def test_a_checkpoint_that_somebody_removed_by_hand_is_told(store):
     shutil.rmtree(store / "checkpoints/a")
     found = checker.check(os.fspath(store))
