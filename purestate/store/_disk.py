@@ -19,6 +19,7 @@ from purestate.store._backend import Handle, Leaf, Outlived, Point, not_found, t
 from purestate.store._files import (
     make_folder,
     must_be_inside,
+    no_folder,
     read_errors,
     read_file,
     sync_folder,
@@ -113,6 +114,8 @@ class DiskBackend:
                 names = os.listdir(self._layout.checkpoints)
         except FileNotFoundError:
             return []
+        except NotADirectoryError:
+            raise no_folder(self._layout.checkpoints) from None
         return sorted(name for name in names if is_id(name) and self._layout.log(name).exists())
 
     def rename(self, old: str, new: str, timeout: float | None = 10.0) -> None:

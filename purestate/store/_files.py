@@ -16,6 +16,7 @@ __all__ = [
     "files_below",
     "make_folder",
     "must_be_inside",
+    "no_folder",
     "open_file",
     "outside",
     "read_errors",
@@ -135,6 +136,12 @@ def read_errors(path: Path) -> Generator[None, None, None]:
         )
         said.errno = error.errno
         raise said from error
+
+
+def no_folder(path: Path) -> StoreError:
+    """The error for something else where a store has a folder."""
+    place = os.fspath(path)
+    return StoreError(f"Expected a folder, got {place!r}, which is none.", fix="Move it out of the store.", path=place)
 
 
 @contextlib.contextmanager

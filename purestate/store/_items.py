@@ -19,7 +19,16 @@ from purestate.core._digest import leaf_header
 from purestate.core._hash import leaf_bytes, leaf_hash, short
 from purestate.errors import CorruptItemError, MissingSnapshotError, StoreError, TreeMismatchError
 from purestate.store._described import Description, corrupt, damaged_files, describe_item, missing, must_have_room, suspect
-from purestate.store._files import files_below, make_folder, must_be_inside, read_errors, sync_folder, unique, write_errors
+from purestate.store._files import (
+    files_below,
+    make_folder,
+    must_be_inside,
+    no_folder,
+    read_errors,
+    sync_folder,
+    unique,
+    write_errors,
+)
 from purestate.store._journal import Journal
 from purestate.store._layout import ITEM_META, Layout
 from purestate.store._taken import taken
@@ -264,3 +273,5 @@ def _folders(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
             return [Path(entry) for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
+    except NotADirectoryError:
+        raise no_folder(folder) from None

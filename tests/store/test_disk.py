@@ -112,6 +112,15 @@ def test_a_file_is_no_store(tmp_store_path):
         DiskBackend(tmp_store_path)
 
 
+@pytest.mark.parametrize("place", ["items", "checkpoints"])
+def test_a_file_in_the_place_of_a_folder_is_a_typed_error(backend, place):
+    record(backend)
+    shutil.rmtree(backend.path / place, ignore_errors=True)
+    (backend.path / place).write_text("")
+    with pytest.raises(StoreError, match=f"Expected a folder, got '.*{place}', which is none"):
+        [*backend.ids(), *backend.items()]
+
+
 def test_a_checkpoint_that_must_exist(backend):
     record(backend, "a")
     record(backend, "b")
