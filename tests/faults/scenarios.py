@@ -15,7 +15,7 @@ import torch
 
 import purestate as ps
 from purestate.core._hash import leaf_hash, tree_hash
-from purestate.errors import StoreLockedError
+from purestate.errors import StoreLockedError, StoreWriteError
 from purestate.store._disk import DiskBackend
 from purestate.store._log import DiskLog
 from tests.faults.verify import files_of
@@ -142,9 +142,11 @@ def gc(path: str, say: Say) -> None:
 def repair(path: str, say: Say) -> None:
     """Mend what `mess` left. A line of the journal that a power cut zeroed stays: it is no part of any record."""
     store = ps.Store(path)
-    store.repair()
+    report = store.repair()
     findings = [finding for finding in store.check("bytes").findings if not finding.place.startswith("journal")]
-    say({"value": [str(finding) for finding in findings]})
+    if findings or report.left:  # what a disk that fails keeps from being mended, or read, is told in reports
+        raise StoreWriteError("\n".join([*map(str, findings), *report.left]))
+    say({"value": "mended"})
 
 
 def mess(path: str, say: Say) -> None:
