@@ -21,7 +21,10 @@ from purestate.errors import (
 
 __all__ = ["cli"]
 
-_COMMANDS = ("accept", "audit", "bisect", "check", "diff", "export", "gc", "hash", "log", "ls", "repair", "reset", "rm", "show")
+_COMMANDS = (
+    *("accept", "audit", "bisect", "check", "copy", "diff", "export", "gc"),
+    *("hash", "log", "ls", "rename", "repair", "reset", "rm", "show"),
+)
 _WRONG_CALL = (UsageError, CheckpointExistsError, CheckpointNotFoundError, InvalidIdError, ScriptError, SetupError, StateError)
 """What is no finding. Anything else that a store says is one."""
 _STOPPED = 128 + 2

@@ -1,4 +1,4 @@
-"""Acts on a checkpoint that somebody named: remove, reset, accept, export. Whoever is to be asked first is asked."""
+"""Acts on a checkpoint that somebody named: remove, rename, reset, accept, copy, export. Who is to be asked first is asked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from purestate.report._care import Done
 from purestate.report._name import RunName
 from purestate.report._opened import open_run, open_store
 
-__all__ = ["accept", "export", "remove", "reset"]
+__all__ = ["accept", "copy", "export", "remove", "rename", "reset"]
 
 Ask = Callable[[str], None]
 """Returns if the answer is yes, and raises otherwise."""
@@ -91,6 +91,45 @@ def export(name: RunName, path: Path) -> Done:
     with Store(name.store) as store:
         folder = store.export_orbax(run.id, path, op=name.op)
     return Done("export", str(run.name), f"wrote {folder}")
+
+
+def copy(name: RunName, path: Path) -> Done:
+    """Copy a checkpoint, or all of them, into another store. See `purestate.run._store.Store.copy`.
+
+    Raises:
+        UsageError: There is no such run, or an op was named.
+
+    Effects:
+        As there.
+    """
+    if name.op is not None:
+        raise UsageError(f"copy copies whole checkpoints, got {str(name)!r}.", fix=f"Leave out @{name.op}.")
+    ids = open_store(name.store).ids() if name.checkpoint is None else [open_run(name).id]
+    from purestate.run._store import Store
+
+    with Store(name.store) as store:
+        report = store.copy(path, ids)
+    return Done("copy", str(name), str(report))
+
+
+def rename(name: RunName, new: str) -> Done:
+    """Give a checkpoint another name. See `purestate.run._store.Store.rename`.
+
+    Raises:
+        UsageError: There is no such checkpoint, or an op was named.
+
+    Effects:
+        As there.
+    """
+    id = _checkpoint(name)
+    if name.op is not None:
+        raise UsageError(f"rename renames a whole checkpoint, got {str(name)!r}.", fix=f"Leave out @{name.op}.")
+    if id not in open_store(name.store).ids():
+        open_run(name)  # says what there is
+    from purestate.run._store import Store
+
+    Store(name.store).rename(id, new)
+    return Done("rename", str(name), f"{name} is {name.store}:{new} now")
 
 
 def _checkpoint(name: RunName) -> str:

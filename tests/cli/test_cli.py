@@ -91,13 +91,20 @@ def test_what_only_reads_writes_nothing_and_finds_nothing(command, store):
         "reset {}:adam@7 --yes",
         "rm {}:adam@0 --yes",
         "rm {}:sgd --yes",
+        "copy {}:adam@0 {}-copy",
+        "copy {}:sgd {}-copy",
+        "rename {}:adam@0 eve",
+        "rename {} eve",
+        "rename {}:sgd eve",
+        "rename {}:adam a/b",
+        "rename {}:adam adam",
         "check nowhere",
         "gc nowhere",
         "frobnicate",
     ],
 )
 def test_a_wrong_call_exits_with_2(command, store):
-    result = call(*command.format(store).split())
+    result = call(*command.format(store, store).split())
     assert result.exit_code == 2
     assert no_traceback(result)
     assert result.stderr.strip()
@@ -250,6 +257,24 @@ def test_a_resume_point_whose_op_is_done_is_told_and_removed_as_by_the_store(sto
     assert str(ps.Store(store).check()) + "\n" == call("check", store).output
     assert call("repair", store).output.startswith("1 thing mended")
     assert ps.Store(store).check().findings == ()
+
+
+def test_copies_and_new_names(store, tmp_path):
+    there = tmp_path / "all"
+    copied = call("copy", store, there)
+    assert (copied.exit_code, copied.stdout) == (0, "1 checkpoint: 11 records and 3 items copied\n")
+    again = call("copy", f"{store}:adam", there, "--json")
+    assert (again.exit_code, "1 checkpoint: 0 records and 0 items copied" in again.stdout) == (0, True)
+    assert (there / LOG).read_bytes() == (store / LOG).read_bytes()
+    renamed = call("rename", f"{there}:adam", "eve")
+    assert (renamed.exit_code, renamed.stdout) == (0, f"{there}:adam is {there}:eve now\n")
+    assert call("diff", f"{there}:eve", f"{store}:adam").exit_code == 0
+    assert call("check", there).exit_code == 0
+    assert call("copy", there, store).exit_code == 0
+    rewrite(store / "checkpoints" / "eve" / "log.jsonl", lambda bodies: bodies[1][1].update(more=1))
+    taken = call("copy", there, store)
+    assert taken.exit_code == 2
+    assert "another checkpoint" in taken.stderr
 
 
 def test_export_writes_a_folder(store, tmp_path):
