@@ -58,6 +58,8 @@ class Process:
             )
         os.close(theirs)
         os.close(ours)
+        self._poller = select.poll()  # `select` takes no descriptor above 1023
+        self._poller.register(self._read, select.POLLIN)
         self._lines = b""
 
     def __enter__(self) -> Self:
@@ -96,7 +98,7 @@ class Process:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while b"\n" not in self._lines:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._read], [], [], left)[0]:
+            if not self._poller.poll(None if left is None else left * 1000):
                 raise ScriptError(
                     f"bisect: {self._name} said nothing for {self._timeout:g} s.",
                     cause=f"The end of what it printed:\n{self._output()}",
