@@ -25,12 +25,8 @@ def remove(name: RunName, ask: Ask) -> Done:
     Effects:
         As there.
     """
-    id = _checkpoint(name)
-    if name.op is not None:
-        raise UsageError(f"rm removes a whole checkpoint, got {str(name)!r}.", fix=f"To void a train: purestate reset {name}")
+    id = _whole(name, "rm removes", f"To void a train: purestate reset {name}")
     backend = open_store(name.store)
-    if id not in backend.ids():
-        open_run(name)  # says what there is
     try:
         size = f"{len(backend.log(id).records)} records"
     except StoreError:
@@ -121,11 +117,7 @@ def rename(name: RunName, new: str) -> Done:
     Effects:
         As there.
     """
-    id = _checkpoint(name)
-    if name.op is not None:
-        raise UsageError(f"rename renames a whole checkpoint, got {str(name)!r}.", fix=f"Leave out @{name.op}.")
-    if id not in open_store(name.store).ids():
-        open_run(name)  # says what there is
+    id = _whole(name, "rename renames", f"Leave out @{name.op}.")
     from purestate.run._store import Store
 
     Store(name.store).rename(id, new)
@@ -141,6 +133,16 @@ def _checkpoint(name: RunName) -> str:
             available=ids,
         )
     return name.checkpoint
+
+
+def _whole(name: RunName, act: str, fix: str) -> str:
+    """Return the id of a checkpoint that is there, whose log may be damaged, and of which no op was named."""
+    id = _checkpoint(name)
+    if name.op is not None:
+        raise UsageError(f"{act} a whole checkpoint, got {str(name)!r}.", fix=fix)
+    if id not in open_store(name.store).ids():
+        open_run(name)  # says what there is
+    return id
 
 
 def _op(name: RunName) -> int:
